@@ -1,0 +1,187 @@
+"""From facts to the cohort: criteria and attrition, foci, courses and lines, effect (clinical rules §2–§4)."""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from typing import TYPE_CHECKING
+
+from crmo_fhir.cohort.courses import course_rows, derive_courses, filter_exposures
+from crmo_fhir.cohort.criteria import Child, Row, filter_cohort, partial, rows_of
+from crmo_fhir.cohort.effect import attribute_effects, derive_effect, filter_observed
+from crmo_fhir.cohort.foci import compute_focality, derive_foci
+from crmo_fhir.fhir.dates import PartialDate
+from crmo_fhir.model.parameters import Parameters
+from crmo_fhir.model.tables import ASSESSMENTS, ATTRITION, COURSES, FOCI, IMAGING, LAB, PATIENTS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STRONGER_THAN_ORDERS = ("MedicationStatement", "MedicationDispense", "MedicationAdministration")
+
+
+@dataclass(frozen=True, slots=True)
+class Cohort:
+    """The tables of STUDY/cohort and the day up to which the data speak."""
+
+    tables: "dict[str, pd.DataFrame]"
+    data_lock: date | None
+    orders_count: bool
+
+
+def derive_cohort(
+    facts: "Mapping[str, pd.DataFrame]", type_counts: Mapping[str, int], parameters: Parameters, as_of: date
+) -> Cohort:
+    """The cohort from the facts `mapping` read.
+
+    `type_counts` are the records landed by type, `as_of` is the day of the extraction: what lies after it is refused.
+    Returns the tables of `model.tables.COHORT` and the attrition, whose first rows count records and last ones persons.
+    """
+    children, attrition = filter_cohort(facts, parameters, as_of)
+    by_person = {child.person: child for child in children}
+    person_of = {record: child.person for child in children for record in child.records}
+    contacts = _contacts(facts["contact"], as_of)
+    data_lock = parameters.data_lock or max((d for days in contacts.values() for d in days), default=None)
+    last_contact = {
+        c.person: max((d for r in c.records for d in contacts.get(r, ()) if data_lock is None or d <= data_lock), default=None)
+        for c in children
+    }
+    censored = {c.person: _censored(c, data_lock, last_contact[c.person]) for c in children}
+
+    foci = derive_foci(rows_of(facts["site"]), person_of)
+    listed = rows_of(facts["listed"])
+
+    exposures = {}
+    for person, rows in _by_person(facts["exposure"], person_of).items():
+        exposures[person], refused = filter_exposures(rows, by_person[person], as_of)
+        listed += refused
+    orders_count = not any(type_counts.get(t) for t in STRONGER_THAN_ORDERS) and not any(
+        row["rung"] != "order" for row in rows_of(facts["exposure"])
+    )
+    courses = derive_courses(
+        exposures,
+        _by_person(facts["adverse_event"], person_of),
+        by_person,
+        censored,
+        parameters,
+        orders_count=orders_count,
+    )
+    for person, own in courses.items():
+        silent = data_lock and last_contact[person] and (data_lock - last_contact[person]).days > parameters.stale_days
+        for course in own:
+            if course.end is None and silent:
+                course.flags.add("stale")
+    imaging = {
+        person: [row for row in rows if row["status"] not in {"entered-in-error", "cancelled", "registered", "not-done"}]
+        for person, rows in _by_person(facts["imaging"], person_of).items()
+    }
+    observed = {}
+    for person, rows in _by_person(facts["observed"], person_of).items():
+        observed[person], refused = filter_observed(rows)
+        listed += refused
+    attributed = attribute_effects(observed, courses, imaging, parameters)
+    judged, assessments = derive_effect(courses, attributed, parameters)
+
+    focus_count = Counter(focus["person"] for focus in foci)
+    patients = [_patient_row(c, focus_count[c.person], last_contact[c.person], censored[c.person]) for c in children]
+    labs = [
+        {**row, "patient": person}
+        for person, rows in _by_person(facts["lab"], person_of).items()
+        for row in rows
+        if row["status"] not in {"entered-in-error", "cancelled"}
+    ]
+    tables = {
+        "patients": PATIENTS.frame(patients),
+        "foci": FOCI.frame(foci),
+        "courses": COURSES.frame(course_rows(courses, judged)),
+        "assessments": ASSESSMENTS.frame(assessments),
+        "labs": LAB.frame(labs),
+        "imaging": IMAGING.frame({**row, "patient": p} for p, rows in imaging.items() for row in rows),
+    }
+    rows = _record_rows(listed, type_counts) + attrition + _course_rows(courses) + _assessment_rows(assessments)
+    tables["attrition"] = ATTRITION.frame([])
+    tables["attrition"] = _ordered(rows)
+    return Cohort(tables, data_lock, orders_count)
+
+
+def _ordered(rows: list[Row]) -> "pd.DataFrame":
+    """The attrition keeps the order of its steps."""
+    import pandas as pd
+
+    names = [column.name for column in ATTRITION.columns]
+    return pd.DataFrame({n: pd.Series([r.get(n) for r in rows], dtype=object) for n in names}, columns=names)
+
+
+def _by_person(frame: "pd.DataFrame", person_of: Mapping[str, str]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = defaultdict(list)
+    for row in rows_of(frame):
+        if row["patient"] in person_of:
+            found[person_of[row["patient"]]].append(row)
+    return found
+
+
+def _contacts(frame: "pd.DataFrame", as_of: date) -> dict[str, list[date]]:
+    """Days of contact by Patient record; a partial date counts as its point, and a day after the extraction not at all."""
+    found: dict[str, list[date]] = defaultdict(list)
+    for row in rows_of(frame):
+        day = partial(row, "date")
+        if day is not None and day.point <= as_of:
+            found[row["patient"]].append(day.point)
+    return found
+
+
+def _censored(child: Child, data_lock: date | None, last_contact: date | None) -> date:
+    limits = [d for d in (data_lock, last_contact, child.death.point if child.death else None) if d is not None]
+    return min(limits, default=child.diagnosis.point)
+
+
+def _patient_row(child: Child, focus_count: int, last_contact: date | None, censored: date) -> Row:
+    def ends(name: str, when: PartialDate | None) -> Row:
+        return {f"{name}_low": when.low if when else None, f"{name}_high": when.high if when else None}
+
+    return {
+        "person": child.person,
+        "sex": child.sex,
+        **ends("birth", child.birth),
+        **ends("diagnosis", child.diagnosis),
+        "diagnosis_source": child.diagnosis_source,
+        "age_at_diagnosis": (child.diagnosis.point - child.birth.point).days / 365.25 if child.birth else None,
+        "sapho": child.sapho,
+        "sapho_at_diagnosis": child.sapho_at_diagnosis,
+        "focus_count": focus_count,
+        "focality": compute_focality(focus_count),
+        **ends("death", child.death),
+        "last_contact": last_contact,
+        "censored": censored,
+        "sources": sorted({*child.records, *child.conditions}),
+    }
+
+
+def _record_rows(listed: list[Row], type_counts: Mapping[str, int]) -> list[Row]:
+    """What left the data before anything was counted: a row for each type and reason (each record once a reason)."""
+    counts = Counter((row["resource_type"], row["reason"]) for row in {(r["source"], r["reason"]): r for r in listed}.values())
+    kept = dict(type_counts)
+    rows = []
+    for (resource_type, reason), dropped in sorted(counts.items()):
+        kept[resource_type] = max(kept.get(resource_type, dropped) - dropped, 0)
+        rows.append({"step": f"records: {resource_type}", "reason": reason, "kept": kept[resource_type], "dropped": dropped})
+    return rows
+
+
+def _course_rows(courses: "Mapping[str, list[object]]") -> list[Row]:
+    everything = [c for own in courses.values() for c in own]
+    kept = len(everything)
+    rows = []
+    for reason, dropped in sorted(Counter(c.left_out for c in everything if c.left_out).items()):  # type: ignore[attr-defined]
+        kept -= dropped
+        rows.append({"step": "courses", "reason": reason, "kept": kept, "dropped": dropped})
+    return rows or [{"step": "courses", "reason": "", "kept": kept, "dropped": 0}]
+
+
+def _assessment_rows(assessments: list[Row]) -> list[Row]:
+    kept = len(assessments)
+    rows = []
+    for reason, dropped in sorted(Counter(a["reason"] for a in assessments if a["course"] is None).items()):
+        kept -= dropped
+        rows.append({"step": "assessments", "reason": f"unattributed: {reason}", "kept": kept, "dropped": dropped})
+    return rows or [{"step": "assessments", "reason": "", "kept": kept, "dropped": 0}]

@@ -1,0 +1,361 @@
+"""From exposures to courses and lines (clinical rules §2).
+
+A course is one agent's merged exposure in one child; a line counts the distinct agents of a class in order of first
+start. Effect and retention are independent: nothing here looks at an effect.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from itertools import pairwise
+from typing import Any
+
+from crmo_fhir.cohort.criteria import Child, Row, partial
+from crmo_fhir.fhir.dates import PartialDate
+from crmo_fhir.model.parameters import Parameters
+from crmo_fhir.model.tables import RUNGS
+
+ESCALATIONS = frozenset(
+    {"MTX", "TNF", "BP", "SSZ", "CSDMARD", "IL1", "IL6", "IL12-23", "IL17", "IL23", "COSTIM", "JAK", "PDE4", "RANKL"}
+)
+"""Classes whose later start ends the attribution window of an earlier course (clinical rules §3)."""
+
+FOREVER = date.max
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """One usable record of exposure; `end` is None for ongoing or not recorded."""
+
+    source: str
+    rung: str
+    agent: str
+    drug_class: str
+    taken: str
+    status: str
+    start: date
+    end: date | None
+    exact: bool
+    given_once: bool
+    indications: tuple[str, ...]
+    stop_reasons: tuple[str, ...]
+    request: str | None
+
+    @property
+    def last(self) -> date:
+        """The end, or the far future for an exposure without one."""
+        return self.end or FOREVER
+
+
+@dataclass(slots=True)
+class Course:
+    """One course of one child; `end` is None while ongoing."""
+
+    person: str
+    agent: str
+    drug_class: str
+    start: date
+    end: date | None
+    rung: str
+    members: list[Exposure]
+    context: list[Exposure] = field(default_factory=list)
+    course_no: int | None = None
+    line_no: int | None = None
+    exposure_days: int = 0
+    stop_reason: str = "unknown"
+    indication: str = "missing"
+    left_out: str | None = None
+    co_mtx: bool = False
+    flags: set[str] = field(default_factory=set)
+
+    @property
+    def last(self) -> date:
+        """The end, or the far future for an ongoing course."""
+        return self.end or FOREVER
+
+    @property
+    def name(self) -> str:
+        """Child, class and number; a course out of the figures is named by its agent and start."""
+        tail = str(self.course_no) if self.course_no else f"{self.agent}-{self.start.isoformat()}"
+        return f"{self.person}/{self.drug_class}-{tail}"
+
+
+def filter_exposures(rows: Iterable[Row], child: Child, as_of: date) -> tuple[list[Exposure], list[Row]]:
+    """The usable exposures of one child, and what was refused with its reason (edge cases E12, E15, E16, E43).
+
+    A record whose status says it was not taken is left out; one that contradicts itself (end before start, start before
+    birth, in the future, after death) is refused and listed, never swapped.
+    """
+    usable, listed = [], []
+    for row in rows:
+        start, end = partial(row, "start"), partial(row, "end")
+        reason = "status " + row["status"] if row["taken"] == "no" else _contradiction(start, end, child, as_of)
+        if reason or start is None:
+            listed.append({**_named(row), "reason": reason or "no start date"})
+            continue
+        usable.append(
+            Exposure(
+                source=row["source"],
+                rung=row["rung"],
+                agent=row["agent"],
+                drug_class=row["drug_class"],
+                taken=row["taken"],
+                status=row["status"],
+                start=start.point,
+                end=_end(row, start, end),
+                exact=start.exact and (end is None or end.exact),
+                given_once=row["given_once"],
+                indications=tuple(row["indications"]),
+                stop_reasons=tuple(row["stop_reasons"]),
+                request=row["request"],
+            )
+        )
+    return usable, listed
+
+
+def _named(row: Row) -> Row:
+    return {"source": row["source"], "resource_type": row["source"].rsplit("/", 2)[-2], "patient": row["patient"]}
+
+
+def _contradiction(start: PartialDate | None, end: PartialDate | None, child: Child, as_of: date) -> str | None:
+    if start is None:
+        return "no start date"
+    if end is not None and end.high < start.low:
+        return "end before start"
+    if child.birth is not None and start.high < child.birth.low:
+        return "start before birth"
+    if start.low > as_of:
+        return "start in the future"
+    if child.death is not None and start.low > child.death.high:
+        return "start after death"
+    return None
+
+
+def _end(row: Row, start: PartialDate, end: PartialDate | None) -> date | None:
+    if end is not None:
+        return max(end.point, start.point)
+    if row["supply_days"]:
+        return start.point + timedelta(days=int(row["supply_days"]))
+    return start.point if row["rung"] == "dispense" or row["given_once"] else None
+
+
+def derive_courses(
+    exposures: Mapping[str, list[Exposure]],
+    adverse_events: Mapping[str, list[Row]],
+    children: Mapping[str, Child],
+    censored: Mapping[str, date],
+    parameters: Parameters,
+    *,
+    orders_count: bool,
+) -> dict[str, list[Course]]:
+    """The courses of every child, in order of start; those out of the figures keep `left_out` and have no ordinal.
+
+    `orders_count` says that the whole source holds nothing stronger than orders, so that orders make courses.
+    """
+    courses = {}
+    for person, child in children.items():
+        own = _merge(person, exposures.get(person, []), parameters, orders_count=orders_count)
+        _resolve_switch_overlap(own, parameters)
+        for course in own:
+            _describe(course, child, adverse_events.get(person, []), censored[person], parameters)
+        _number(own)
+        _flag_methotrexate(own, censored[person], parameters)
+        courses[person] = sorted(own, key=lambda c: (c.start, c.drug_class, c.agent, c.last))
+    return courses
+
+
+def _merge(person: str, exposures: list[Exposure], parameters: Parameters, *, orders_count: bool) -> list[Course]:
+    by_agent: dict[str, list[Exposure]] = defaultdict(list)
+    for exposure in exposures:
+        by_agent[exposure.agent].append(exposure)
+    used = {}
+    for agent, own in by_agent.items():
+        strongest = min((RUNGS.index(e.rung) for e in own if e.taken == "yes"), default=None)
+        if strongest is None or (RUNGS[strongest] == "order" and not orders_count):
+            continue
+        holds = [e for e in own if e.taken == "on-hold"]
+        used[agent] = _interrupt([e for e in own if e.taken == "yes" and e.rung == RUNGS[strongest]], holds, parameters)
+    courses = []
+    for agent, spans in used.items():
+        others = [
+            (start, end)
+            for other, theirs in used.items()
+            if other != agent and theirs[0][2].drug_class == spans[0][2].drug_class
+            for start, end, _ in theirs
+        ]
+        merged = _join(person, spans, others, parameters)
+        for course in merged:
+            taken = {e.source for e in course.members}
+            course.context = [e for e in by_agent[agent] if e.source not in taken and _concerns(e, course, merged)]
+        courses.extend(merged)
+    return courses
+
+
+Span = tuple[date, date, Exposure]
+
+
+def _interrupt(taken: list[Exposure], holds: list[Exposure], parameters: Parameters) -> list[Span]:
+    """Exposures as spans of days, with the time on hold cut out (edge case E13)."""
+    spans: list[Span] = []
+    for exposure in taken:
+        end = exposure.last
+        if exposure.given_once:
+            end = exposure.start + timedelta(days=parameters.infusion_interval_days.get(exposure.agent, 0))
+        pieces = [(exposure.start, end)]
+        for hold in holds:
+            pieces = [
+                piece
+                for start, stop in pieces
+                for piece in (
+                    [(start, stop)]
+                    if hold.start >= stop or hold.last <= start
+                    else [(a, b) for a, b in ((start, hold.start), (hold.last, stop)) if a < b]
+                )
+            ]
+        spans.extend((start, stop, exposure) for start, stop in pieces)
+    return sorted(spans, key=lambda s: (s[0], s[1], s[2].source))
+
+
+def _join(person: str, spans: list[Span], others: list[tuple[date, date]], parameters: Parameters) -> list[Course]:
+    courses: list[Course] = []
+    last = date.min
+    for start, stop, exposure in spans:
+        gap = (start - last).days if courses else 0
+        switched = gap > 0 and any(a > courses[-1].start and a <= start and b > last for a, b in others)
+        if courses and gap < parameters.gap_days and not switched:
+            courses[-1].members.append(exposure)
+            last = max(last, stop)
+        else:
+            courses.append(
+                Course(person, exposure.agent, exposure.drug_class, start, None, exposure.rung, [exposure])
+            )
+            last = stop
+        courses[-1].end = None if last == FOREVER else last
+    return courses
+
+
+def _concerns(exposure: Exposure, course: Course, siblings: list[Course]) -> bool:
+    """Whether a record of weaker evidence speaks of this course: the last one begun by its end, else the first."""
+    begun = [c for c in siblings if c.start <= (exposure.end or exposure.start)]
+    return course is (begun[-1] if begun else siblings[0])
+
+
+def _resolve_switch_overlap(courses: list[Course], parameters: Parameters) -> None:
+    """Two TNF-α agents at once: a short overlap is a switch, a long one stays and is flagged (edge case E02)."""
+    tnf = sorted((c for c in courses if c.drug_class == "TNF"), key=lambda c: (c.start, c.last, c.agent))
+    for index, earlier in enumerate(tnf):
+        for later in tnf[index + 1 :]:
+            if later.agent == earlier.agent or later.start >= earlier.last:
+                continue
+            overlap = (min(earlier.last, later.last) - later.start).days
+            if overlap <= parameters.switch_overlap_days and earlier.last <= later.last:
+                earlier.end = later.start
+            elif overlap > parameters.switch_overlap_days:
+                earlier.flags.add("overlaps another TNF inhibitor")
+                later.flags.add("overlaps another TNF inhibitor")
+
+
+def _describe(course: Course, child: Child, events: list[Row], censored: date, parameters: Parameters) -> None:
+    records = course.members + course.context
+    told = {i for e in records for i in e.indications}
+    course.indication = "both" if {"crmo", "other"} <= told else told.pop() if told else "missing"
+    course.exposure_days = max(((course.end or max(censored, course.start)) - course.start).days, 0)
+    course.stop_reason = _stop_reason(course, events, parameters)
+    if course.indication == "other":
+        course.left_out = "other disease"
+    elif (child.diagnosis.point - course.start).days > parameters.prevalent_days:
+        course.left_out = "begun before the diagnosis"
+    elif course.start < child.diagnosis.point:
+        course.flags.add("begun shortly before the diagnosis")
+    if course.indication == "missing":
+        course.flags.add("indication not recorded")
+    if not all(e.exact for e in course.members):
+        course.flags.add("partial date")
+    if course.rung == "order":
+        course.flags.add("from orders")
+    if course.end is None:
+        if any(e.end is None and e.status in {"stopped", "completed", "ended"} for e in course.members):
+            course.flags.add("stopped without a date")
+        elif (censored - max(e.start for e in course.members)).days < 0:
+            course.flags.add("begun after the last contact")
+
+
+def _stop_reason(course: Course, events: list[Row], parameters: Parameters) -> str:
+    """The class of the reason a course ended for; a missing reason is `unknown`, never failure (edge case E29)."""
+    if course.end is None:
+        return "ongoing"
+    records = course.members + course.context
+    final = max(e.start for e in course.members)
+    asked = {e.request for e in course.members if e.start == final} - {None}
+    near = {
+        reason
+        for e in records
+        if (e.last if e.end else e.start) >= final or e.source in asked
+        for reason in e.stop_reasons
+    }
+    reasons = near or {reason for e in course.context for reason in e.stop_reasons}
+    known = {e.source for e in records}
+    grace = timedelta(days=parameters.reason_days)
+    if any(
+        event["suspect"] in known and (when := partial(event, "date")) and course.end - grace <= when.point <= course.end + grace
+        for event in events
+    ):
+        reasons = reasons | {"adverse_event"}
+    if {"adverse_event", "inefficacy"} <= reasons:
+        return "both"
+    order = ("inefficacy", "adverse_event", "remission", "patient_choice", "other")
+    return next((reason for reason in order if reason in reasons), "unknown")
+
+
+def _number(courses: list[Course]) -> None:
+    by_class: dict[str, list[Course]] = defaultdict(list)
+    for course in courses:
+        if course.left_out is None:
+            by_class[course.drug_class].append(course)
+    for own in by_class.values():
+        own.sort(key=lambda c: (c.start, c.last, c.agent))
+        agents = list(dict.fromkeys(c.agent for c in own))
+        for number, course in enumerate(own, start=1):
+            course.course_no = number
+            course.line_no = agents.index(course.agent) + 1
+        for one, two in pairwise(own):
+            if two.agent == one.agent:
+                two.flags.add("re-start of the same agent")
+
+
+def _flag_methotrexate(courses: list[Course], censored: date, parameters: Parameters) -> None:
+    methotrexate = [c for c in courses if c.drug_class == "MTX" and c.left_out is None]
+    for course in courses:
+        if course.drug_class == "TNF":
+            course.co_mtx = any(
+                (min(m.end or censored, course.end or censored) - max(m.start, course.start)).days >= parameters.co_mtx_days
+                for m in methotrexate
+            )
+
+
+def course_rows(courses: Mapping[str, list[Course]], judged: Mapping[str, dict[str, Any]]) -> list[Row]:
+    """Rows of the table `courses`; `judged` adds the columns of effect by course name."""
+    return [
+        {
+            "course": c.name,
+            "person": c.person,
+            "drug_class": c.drug_class,
+            "agent": c.agent,
+            "course_no": c.course_no,
+            "line_no": c.line_no,
+            "start": c.start,
+            "end": c.end,
+            "exposure_days": c.exposure_days,
+            "stop_reason": c.stop_reason,
+            "indication": c.indication,
+            "rung": c.rung,
+            "left_out": c.left_out,
+            "co_mtx": c.co_mtx,
+            "flags": sorted(c.flags),
+            "sources": sorted({e.source for e in c.members}),
+            **judged[c.name],
+        }
+        for own in courses.values()
+        for c in own
+    ]

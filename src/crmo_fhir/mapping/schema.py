@@ -1,0 +1,143 @@
+"""The types of FHIR elements (`elements.json`), the narrow read schema of a view, and the check a fast read needs.
+
+`elements.json` holds R4B and R5 together (R4 has the same elements for the types we read): per type, per element, the
+types it may have, `*` after a type where it is a list; `value[x]` is a choice. It is generated and compared with the
+fhir.resources models by the tests.
+"""
+
+import functools
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+_NUMBERS = frozenset(["integer", "positiveInt", "unsignedInt", "integer64", "decimal"])
+_NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d+)?")
+
+
+@functools.cache
+def _table() -> dict[str, dict[str, tuple[tuple[str, bool], ...]]]:
+    text = (resources.files("crmo_fhir.mapping") / "elements.json").read_text(encoding="utf-8")
+    return {
+        owner: {
+            name: tuple((kind.removesuffix("*"), kind.endswith("*")) for kind in kinds.split())
+            for name, kinds in elements.items()
+        }
+        for owner, elements in json.loads(text).items()
+    }
+
+
+def is_primitive(fhir_type: str) -> bool:
+    """Whether values of the type are plain JSON values."""
+    return fhir_type[:1].islower()
+
+
+@functools.cache
+def is_element(name: str) -> bool:
+    """Whether any type has an element of this name."""
+    return any(name in elements or f"{name}[x]" in elements for elements in _table().values())
+
+
+@functools.cache
+def elements_of(fhir_type: str) -> Mapping[str, tuple[tuple[str, bool], ...]]:
+    """The elements of a type: {name: ((type, whether it is a list), …)}; empty for a type the table does not hold."""
+    table = _table()
+    own = table.get(fhir_type, {})
+    if is_primitive(fhir_type):
+        return {}
+    return {**table["DomainResource" if "resourceType" in own else "Element"], **own}
+
+
+RESOURCE_TYPES: tuple[str, ...] = tuple(name for name, elements in _table().items() if "resourceType" in elements)
+"""The resource types a view can read."""
+
+
+@dataclass(slots=True)
+class Shape:
+    """How one JSON field is read: a struct of `fields`, or a leaf ("VARCHAR", "BOOLEAN", "JSON"), alone or in a list."""
+
+    leaf: str = "VARCHAR"
+    listed: bool = False
+    fields: "dict[str, Shape]" = field(default_factory=dict)
+
+    def column_type(self) -> str:
+        """The type in the engine's words."""
+        if self.leaf == "JSON":
+            return "JSON"
+        inner = self.leaf
+        if self.fields:
+            parts = ", ".join(f'"{name}" {shape.column_type()}' for name, shape in sorted(self.fields.items()))
+            inner = f"STRUCT({parts})"
+        return f"{inner}[]" if self.listed else inner
+
+
+def misfit_of_number(value: str) -> bool:
+    """Whether the text is no JSON number."""
+    return _NUMBER.fullmatch(value) is None
+
+
+def find_misfit(resource: Mapping[str, Any], resource_type: str) -> str | None:
+    """The path of the first element whose JSON shape does not fit the element table; None when all fit.
+
+    Only elements the table knows are looked at: an object where a list or a plain value is declared, a list where one
+    item is, a plain value where an object is, text for true or false, text for a number unless it reads as one.
+    A field the table declares both ways (R4 one item, R5 a list) may stand either way.
+    """
+    return _misfit(resource, resource_type, resource_type)
+
+
+def _misfit(item: Mapping[str, Any], owner: str, path: str) -> str | None:
+    known = _json_fields(owner)
+    for name, value in item.items():
+        if value is None or (kinds := known.get(name)) is None:
+            continue
+        place = f"{path}.{name}"
+        if found := _misfit_of_field(value, kinds, place):
+            return found
+    return None
+
+
+def _misfit_of_field(value: object, kinds: tuple[tuple[str, bool], ...], place: str) -> str | None:
+    listed = {many for _, many in kinds}
+    if isinstance(value, list) and True not in listed or not isinstance(value, list) and False not in listed:
+        return place
+    types = [name for name, many in kinds if many == isinstance(value, list)]
+    for position, each in enumerate(value if isinstance(value, list) else [value]):
+        if each is None:
+            continue
+        where = f"{place}[{position}]" if isinstance(value, list) else place
+        outcomes = [_misfit_of_item(each, fhir_type, where) for fhir_type in types]
+        if None not in outcomes:
+            return max((outcome for outcome in outcomes if outcome), key=len)
+    return None
+
+
+def _misfit_of_item(value: object, fhir_type: str, place: str) -> str | None:
+    if fhir_type == "Resource":
+        inner = value.get("resourceType") if isinstance(value, dict) else None
+        return (
+            None
+            if isinstance(value, dict) and inner not in RESOURCE_TYPES
+            else (_misfit(value, str(inner), place) if isinstance(value, dict) else place)
+        )
+    if not is_primitive(fhir_type):
+        return _misfit(value, fhir_type, place) if isinstance(value, dict) else place
+    if isinstance(value, (dict, list)) or isinstance(value, bool) != (fhir_type == "boolean"):
+        return place
+    return place if fhir_type in _NUMBERS and misfit_of_number(str(value)) else None
+
+
+@functools.cache
+def _json_fields(owner: str) -> Mapping[str, tuple[tuple[str, bool], ...]]:
+    """The JSON fields of a type, choices spelled out."""
+    found: dict[str, tuple[tuple[str, bool], ...]] = {}
+    for name, kinds in elements_of(owner).items():
+        if not name.endswith("[x]"):
+            found[name] = found.get(name, ()) + kinds
+            continue
+        for fhir_type, listed in kinds:
+            spelled = name[:-3] + fhir_type[0].upper() + fhir_type[1:]
+            found[spelled] = (*found.get(spelled, ()), (fhir_type, listed))
+    return found

@@ -1,0 +1,851 @@
+"""A SQL-on-FHIR ViewDefinition as a table expression: the typed paths of `fhirpath` become one Ibis query.
+
+Every select becomes an array of row structs inside the record (forEach maps, unionAll concatenates, siblings multiply),
+and one unnest at the end makes the rows: each file is read once, and the same expression runs on any Ibis engine.
+Source: SQL on FHIR v2, ViewDefinition processing.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import ibis
+import ibis.expr.datatypes as dt
+import ibis.expr.operations as ops
+import pandas as pd
+
+from crmo_fhir.engine import Engine
+from crmo_fhir.errors import UsageError
+from crmo_fhir.mapping.fhirpath import (
+    Boundary,
+    Descend,
+    Exists,
+    Field,
+    Filter,
+    Focus,
+    Join,
+    Literal,
+    LiteralSyntax,
+    Node,
+    Not,
+    Operation,
+    PathError,
+    Pick,
+    ReferenceKey,
+    ResourceKey,
+    RowIndex,
+    Scope,
+    Several,
+    boolean_route,
+    descend_routes,
+    kind_of,
+    parse,
+    resource_scope,
+    single_route,
+    type_path,
+)
+from crmo_fhir.mapping.schema import Shape, is_primitive
+
+_DEEPEST = 10
+"""Levels a `repeat` goes down; a record that is deeper stops the run."""
+_ZONE = r"(Z|[+-]\d\d:\d\d)$"
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_SELECT_KEYS = frozenset(["column", "select", "forEach", "forEachOrNull", "repeat", "unionAll", "extension", "id"])
+_KIND_TYPES = {"boolean": "boolean", "integer": "int64", "number": "float64"}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column: its name, its value and whether it is a list."""
+
+    name: str
+    value: Node
+    collection: bool
+
+    @property
+    def kind(self) -> str:
+        """What its values are: "boolean", "integer", "number" or "text"."""
+        return _output_kind(self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Select:
+    """One select with its paths typed; `number` names its iteration, `each` holds what it iterates over."""
+
+    columns: tuple[Column, ...] = ()
+    selects: "tuple[Select, ...]" = ()
+    union: "tuple[Select, ...]" = ()
+    each: tuple[Node, ...] = ()
+    number: int = 0
+    or_null: bool = False
+
+    def all_columns(self) -> Iterator[Column]:
+        """The columns in the order of the result; those of a unionAll are those of its first branch."""
+        yield from self.columns
+        for select in self.selects:
+            yield from select.all_columns()
+        if self.union:
+            yield from self.union[0].all_columns()
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledView:
+    """A ViewDefinition whose paths are known to exist. `columns` in order; `schema` is what is read of each record."""
+
+    name: str
+    resource: str
+    columns: tuple[str, ...]
+    schema: Mapping[str, str]
+    select: Select
+    where: tuple[Node, ...]
+    uses_base: bool
+
+    def bind(self, table: ibis.Table, base: str | None) -> ibis.Table:
+        """The rows of the view over a table of `schema`, whose records' own service base is `base` (None: unknown)."""
+        return _Builder(self, table, base).table_of_rows()
+
+
+# --- reading the definition ----------------------------------------------------------------------------------------
+
+
+def compile_view(view: Mapping[str, Any]) -> CompiledView:
+    """Check and compile a ViewDefinition (parsed JSON).
+
+    Raises UsageError, naming view and column or clause, for a wrong structure or a path that does not exist.
+    """
+    name = view.get("name") if isinstance(view.get("name"), str) else None
+    reader = _Reader(f"view {name}" if name else "the view", {})
+    resource = view.get("resource")
+    if not isinstance(resource, str) or not resource:
+        raise UsageError(f"{reader.where}: `resource` is missing; name the resource type it reads")
+    reader.constants.update(reader.read_constants(_listed(view, "constant", reader.where)))
+    with_scope = reader.checked(lambda: resource_scope(resource), "resource")
+    body = _listed(view, "select", reader.where)
+    if not body:
+        raise UsageError(f"{reader.where}: `select` is missing; give at least one column")
+    select = Select(selects=tuple(reader.read_select(each, with_scope) for each in body))
+    where = []
+    for clause in _listed(view, "where", reader.where):
+        path = clause.get("path") if isinstance(clause, dict) else None
+        where.append(
+            reader.checked(lambda p=path: boolean_route(reader.routes(p, with_scope), "a where"), f"where {path}")
+        )
+    columns = tuple(column.name for column in select.all_columns())
+    if not columns:
+        raise UsageError(f"{reader.where}: it has no column")
+    if twice := sorted({column for column in columns if columns.count(column) > 1}):
+        raise UsageError(f"{reader.where}: the column {twice[0]} is there twice; give each its own name")
+    nodes = [*_nodes_of(select), *where]
+    uses_base = any(isinstance(node, ReferenceKey) for top in nodes for node in _walk(top))
+    return CompiledView(name or resource, resource, columns, _read_schema(nodes), select, tuple(where), uses_base)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads the parts of one view; `where` names it in errors."""
+
+    where: str
+    constants: dict[str, LiteralSyntax]
+
+    def checked(self, work: Callable[[], Any], place: str) -> Any:  # noqa: ANN401 - whatever the work gives
+        try:
+            return work()
+        except PathError as error:
+            raise UsageError(f"{self.where}, {place}: {error}") from None
+
+    def routes(self, path: object, scope: Scope) -> tuple[Node, ...]:
+        if not isinstance(path, str):
+            raise PathError("the path is missing or no text")
+        return type_path(parse(path, self.constants), scope)
+
+    def read_constants(self, constants: list[Any]) -> dict[str, LiteralSyntax]:
+        found: dict[str, LiteralSyntax] = {}
+        for constant in constants:
+            name = constant.get("name") if isinstance(constant, dict) else None
+            values = [key for key in constant if key.startswith("value")] if isinstance(constant, dict) else []
+            if not isinstance(name, str) or not _NAME.fullmatch(name) or len(values) != 1:
+                raise UsageError(f"{self.where}: a constant needs a name and exactly one value[x]")
+            fhir_type = values[0][5:6].lower() + values[0][6:]
+            value = constant[values[0]]
+            if fhir_type == "decimal" and isinstance(value, (int, float)) and not isinstance(value, bool):
+                value = Decimal(str(value))
+            if not isinstance(value, (str, bool, int, Decimal)):
+                raise UsageError(f"{self.where}: the constant {name} must hold a plain value")
+            found[name] = LiteralSyntax(value, fhir_type)
+        return found
+
+    def read_select(self, body: object, scope: Scope) -> Select:
+        if not isinstance(body, dict):
+            raise UsageError(f"{self.where}: a select must be an object")
+        if unknown := sorted(key for key in set(body) - _SELECT_KEYS if not key.startswith("_")):
+            raise UsageError(f"{self.where}: a select has no `{unknown[0]}`")
+        iterators = [key for key in ("forEach", "forEachOrNull", "repeat") if key in body]
+        if len(iterators) > 1:
+            raise UsageError(f"{self.where}: one select has both {iterators[0]} and {iterators[1]}; keep one")
+        each: tuple[Node, ...] = ()
+        number = 0
+        if iterators:
+            path = body[iterators[0]]
+            each = self.checked(lambda: self.iterated(iterators[0], path, scope), f"{iterators[0]} {path}")
+            number = scope.number(object())
+            scope = replace(scope, focus=(Focus(number, each[0].types, each[0]),), level=number)
+        union = tuple(self.read_select(part, scope) for part in _listed(body, "unionAll", self.where))
+        self._check_union(union)
+        return Select(
+            columns=tuple(self.read_column(column, scope) for column in _listed(body, "column", self.where)),
+            selects=tuple(self.read_select(part, scope) for part in _listed(body, "select", self.where)),
+            union=union,
+            each=each,
+            number=number,
+            or_null="forEachOrNull" in body,
+        )
+
+    def iterated(self, iterator: str, path: object, scope: Scope) -> tuple[Node, ...]:
+        if iterator != "repeat":
+            return _iterable(self.routes(path, scope))
+        if not isinstance(path, list) or not path or not all(isinstance(each, str) for each in path):
+            raise PathError("repeat takes a list of paths")
+        return descend_routes((parse(each, self.constants) for each in path), scope)
+
+    def _check_union(self, union: tuple[Select, ...]) -> None:
+        branches = [[(column.name, column.collection) for column in part.all_columns()] for part in union]
+        if any(branch != branches[0] for branch in branches):
+            raise UsageError(f"{self.where}: the parts of a unionAll must have the same columns in the same order")
+
+    def read_column(self, body: object, scope: Scope) -> Column:
+        name = body.get("name") if isinstance(body, dict) else None
+        if not isinstance(body, dict) or not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise UsageError(f"{self.where}: a column needs a name of letters, digits and _")
+        value = self.checked(
+            lambda: single_route(self.routes(body.get("path"), scope)), f"column {name}, path {body.get('path')}"
+        )
+        return Column(name, value, body.get("collection") is True)
+
+
+def _iterable(routes: tuple[Node, ...]) -> tuple[Node, ...]:
+    """One node to iterate over."""
+    if any(isinstance(route, Literal) for route in routes):
+        raise PathError("forEach needs elements of the record")
+    if len(routes) > 1:
+        if all(is_primitive(name) for route in routes for name in route.types):
+            return (single_route(routes),)
+        options = sorted({name for route in routes for name in route.types})
+        raise PathError(f"it may be {', '.join(options[:8])}; say which with ofType()")
+    return routes
+
+
+def _listed(body: Mapping[str, Any], key: str, where: str) -> list[Any]:
+    found = body.get(key, [])
+    if not isinstance(found, list):
+        raise UsageError(f"{where}: `{key}` must be a list")
+    return found
+
+
+# --- what is read of each record -----------------------------------------------------------------------------------
+
+
+def _nodes_of(select: Select) -> Iterator[Node]:
+    yield from select.each
+    for column in select.columns:
+        yield column.value
+    for part in (*select.selects, *select.union):
+        yield from _nodes_of(part)
+
+
+def _children(node: Node) -> tuple[Node, ...]:
+    match node:
+        case Field(source=source) | Pick(source=source) | Join(source=source) | Boundary(source=source):
+            return (source,)
+        case Filter(source, _, test):
+            return (source, test)
+        case Focus(origin=origin):
+            return (origin,) if origin is not None else ()
+        case Exists(sources):
+            return sources
+        case Several(parts):
+            return parts
+        case Not(operand):
+            return (operand,)
+        case Operation(_, left, right):
+            return (left, right)
+        case Descend(sources, _, steps):
+            return (*sources, *steps)
+        case ReferenceKey(reference):
+            return (reference,)
+    return ()
+
+
+def _walk(node: Node) -> Iterator[Node]:
+    yield node
+    for child in _children(node):
+        yield from _walk(child)
+
+
+def _read_schema(nodes: list[Node]) -> dict[str, str]:
+    root = Shape(fields={"resourceType": Shape()})
+    for top in nodes:
+        for node in _walk(top):
+            if isinstance(node, ResourceKey):
+                root.fields.setdefault("id", Shape())
+            elif isinstance(node, Field):
+                _shape_of(node, root)
+    return {name: shape.column_type() for name, shape in sorted(root.fields.items())}
+
+
+def _shape_of(node: Node, root: Shape) -> Shape:
+    """The shape at which the elements of the node stand, made if it is not there yet."""
+    match node:
+        case Focus(origin=None):
+            return root
+        case Focus(origin=origin) if origin is not None:
+            return _shape_of(origin, root)
+        case Filter(source=source) | Pick(source=source):
+            return _shape_of(source, root)
+        case Descend(sources):
+            for source in sources:
+                _shape_of(source, root).leaf = "JSON"  # a depth only the data know: no struct can hold it
+            return Shape(leaf="JSON")
+        case Field(source, name, types, listed):
+            owner = _shape_of(source, root)
+            shape = owner.fields.setdefault(name, Shape())
+            shape.listed = shape.listed or listed is not False
+            if listed is None or "Resource" in types:
+                shape.leaf = "JSON"
+            elif types == ("boolean",):
+                shape.leaf = "BOOLEAN"
+            return shape
+    raise PathError("this part of a record cannot be iterated over")
+
+
+# --- the expression ------------------------------------------------------------------------------------------------
+
+
+def _output_kind(node: Node) -> str:
+    kind = kind_of(node)
+    if kind in ("boolean", "integer"):
+        return kind
+    return "number" if kind == "decimal" and isinstance(node, (Operation, Literal, Boundary)) else "text"
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The rows of a select inside one record: `single` values of one row, times the rows of each array of structs."""
+
+    single: dict[str, ibis.Value]
+    arrays: tuple[ibis.Value, ...] = ()
+
+
+@dataclass(slots=True)
+class _Builder:
+    """Builds the expression of one view over one table."""
+
+    view: CompiledView
+    table: ibis.Table
+    base: str | None
+    items: dict[int, ibis.Value] = field(default_factory=dict)
+    indexes: dict[int, ibis.Value] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)
+    known: dict[Node, ibis.Value] = field(default_factory=dict)
+    names: int = 0
+
+    def table_of_rows(self) -> ibis.Table:
+        for column in _columns_of(self.view.select):
+            known = self.kinds.setdefault(column.name, column.kind)
+            self.kinds[column.name] = known if known == column.kind else "text"
+        tests = [self.one(clause, "a where clause") for clause in self.view.where]
+        table = self.table = self.table.filter([self.table.resourceType == self.view.resource, *tests])
+        self.known.clear()
+        rows = self.rows(self.view.select)
+        # inside the query columns have neutral names: those of the view may differ in case only, or be key words
+        if rows.arrays:
+            table = table.select(**rows.single, rows=self.product(_Rows({}, rows.arrays)).unnest())
+            table = table.select(
+                **{
+                    f"c{i}": table[f"c{i}"] if f"c{i}" in rows.single else table["rows"][f"c{i}"]
+                    for i in range(len(self.view.columns))
+                }
+            )
+        else:
+            table = table.select(**{f"c{i}": rows.single[f"c{i}"] for i in range(len(self.view.columns))})
+        return table
+
+    def map(
+        self, array: ibis.Value, body: Callable[[ibis.Value, ibis.Value], ibis.Value], *, index: bool = False
+    ) -> Any:
+        """`array.map` with a parameter name of its own: the names of nested lambdas must differ."""
+        self.names += 1
+        item = ops.Argument(name=f"i{self.names}", shape=array.op().shape, dtype=array.type().value_type)
+        place = ops.Argument(name=f"n{self.names}", shape=array.op().shape, dtype=dt.int64)
+        result = body(item.to_expr(), place.to_expr())
+        return ops.ArrayMap(array, param=item, index=place if index else None, body=result).to_expr()
+
+    def keep(self, array: ibis.Value, test: Callable[[ibis.Value], ibis.Value]) -> Any:
+        self.names += 1
+        item = ops.Argument(name=f"i{self.names}", shape=array.op().shape, dtype=array.type().value_type)
+        return ops.ArrayFilter(array, param=item, index=None, body=test(item.to_expr())).to_expr()
+
+    # rows
+
+    def rows(self, select: Select) -> _Rows:
+        if not select.each:
+            return self.body(select)
+        source = select.each[0]
+        array = self.items_of(source)
+        if not source.many:
+            array = self.keep(ibis.array([array]), lambda item: item.notnull())
+        if select.or_null:
+            nothing = ibis.array([ibis.null(array.type().value_type)])
+            array = ibis.ifelse(array.length() > 0, array, nothing)
+
+        def rows_of_item(item: ibis.Value, place: ibis.Value) -> ibis.Value:
+            self.items[select.number] = item
+            self.indexes[select.number] = place
+            return self.product(self.body(select))
+
+        inner_is_array = bool(select.union) or any(_is_array(part) for part in select.selects)
+        rows = self.map(array, rows_of_item, index=_uses_index(select, select.number))
+        return _Rows({}, (rows.flatten() if inner_is_array else rows,))
+
+    def body(self, select: Select) -> _Rows:
+        single = {self.place(column): self.column(column) for column in select.columns}
+        arrays: list[ibis.Value] = []
+        for part in select.selects:
+            rows = self.rows(part)
+            single.update(rows.single)
+            arrays.extend(rows.arrays)
+        if select.union:
+            order = [self.place(column) for column in select.union[0].all_columns()]
+            parts = []
+            for part in select.union:
+                rows = self.product(self.rows(part))
+                one = rows if isinstance(rows.type(), dt.Array) else ibis.array([rows])
+                parts.append(self.map(one, lambda item, _: ibis.struct({name: item[name] for name in order})))
+            arrays.append(_concatenated(parts))
+        return _Rows(single, tuple(arrays))
+
+    def product(self, rows: _Rows) -> Any:
+        """All combinations of the rows: a struct where there is just one row, else an array of structs."""
+        if not rows.arrays:
+            return ibis.struct(rows.single)
+        if not rows.single and len(rows.arrays) == 1:
+            return rows.arrays[0]
+
+        def combine(left: dict[str, ibis.Value], rest: tuple[ibis.Value, ...]) -> Any:
+            def one(item: ibis.Value, _: ibis.Value) -> ibis.Value:
+                joined = {**left, **{name: item[name] for name in item.type().names}}
+                return combine(joined, rest[1:]) if rest[1:] else ibis.struct(joined)
+
+            mapped = self.map(rest[0], one)
+            return mapped.flatten() if rest[1:] else mapped
+
+        return combine(dict(rows.single), rows.arrays)
+
+    def place(self, column: Column) -> str:
+        return f"c{self.view.columns.index(column.name)}"
+
+    def column(self, column: Column) -> ibis.Value:
+        """The value of a column in the type the column has in the whole view."""
+        kind = self.kinds[column.name]
+        node = column.value
+        if not column.collection:
+            value = self.one(node, f"column {column.name} of the view {self.view.name}")
+            return _cast(value, _KIND_TYPES.get(kind, "string"))
+        if not node.many:
+            value = _cast(self.value(node), _KIND_TYPES.get(kind, "string"))
+            return self.keep(ibis.array([value]), lambda item: item.notnull())
+        target = _KIND_TYPES.get(kind, "string")
+        array = self.items_of(node)
+        return array if str(array.type().value_type) == target else self.map(array, lambda item, _: _cast(item, target))
+
+    # values
+
+    def items_of(self, node: Node) -> Any:
+        """An array without nulls for a collection, null or empty where there is nothing; else the value itself."""
+        if not node.many or isinstance(node, Filter):
+            return self.value(node)
+        return self.keep(self.value(node), lambda item: item.notnull())
+
+    def one(self, node: Node, what: str) -> Any:
+        """The only value of the node; a record with several stops the run, naming `what`."""
+        if not node.many:
+            return self.value(node)
+        array = self.items_of(node)
+        text = ibis.literal(f"[crmo-fhir: {what} gives several values in one row; add first() or collection]")
+        # a cast that must fail is the one way to stop that every engine has
+        stop = text.concat(array.length().cast("string")).cast("int64").cast("string")
+        value = array[0]
+        return ibis.ifelse(array.length() > 1, _cast(stop, value.type()), value)
+
+    def value(self, node: Node) -> Any:
+        """The expression of a node: a value, or an array that may be null and hold nulls where the node is many.
+
+        A node that depends on the resource alone is built once, so that `….system` and `….code` share their filter.
+        """
+        if not _stands_on_resource(node):
+            return self.build(node)
+        if node not in self.known:
+            self.known[node] = self.build(node)
+        return self.known[node]
+
+    def build(self, node: Node) -> Any:
+        match node:
+            case Literal(value, types):
+                return _literal(value, kind_of(node))
+            case Focus(scope, _, None):
+                return self.table
+            case Focus(scope):
+                return self.items[scope]
+            case Field():
+                return self.field(node)
+            case Filter(source, scope, test):
+                return self.filter(source, scope, test)
+            case Pick(source, index):
+                if not source.many:
+                    item = self.value(source)
+                    return ibis.null(item.type())
+                return self.items_of(source)[index]
+            case Exists(sources):
+                found = [self.exists(source) for source in sources]
+                return _any(found)
+            case Not(operand):
+                return ~self.one(operand, "not()")
+            case Operation():
+                return self.operation(node)
+            case Join(source, separator):
+                array = self.items_of(source)
+                if not source.many:
+                    return array.cast("string")
+                return ibis.ifelse(array.length() > 0, array.join(separator), "")
+            case ResourceKey():
+                return ibis.literal(f"{self.view.resource}/").concat(self.table.id)
+            case ReferenceKey(reference, target, many):
+                pattern = self.reference_pattern(target)
+                if not many:
+                    return _key(self.value(reference), pattern)
+                return self.map(self.value(reference), lambda item, _: _key(item, pattern))
+            case RowIndex(None):
+                return ibis.literal(0, type="int64")
+            case RowIndex(int(level)):
+                return self.indexes[level]
+            case Several(parts):
+                return self.several(parts, node)
+            case Boundary(source, high):
+                return _boundary(self.one(source, "a boundary"), source, high=high)
+            case Descend():
+                return self.descend(node)
+        raise AssertionError(node)
+
+    def descend(self, node: Descend) -> Any:
+        def found_by(routes: tuple[Node, ...]) -> Any:
+            return _concatenated(
+                [self.items_of(route) if route.many else ibis.array([self.value(route)]) for route in routes]
+            )
+
+        def with_children(item: ibis.Value, depth: int) -> Any:
+            itself = ibis.array([item])
+            if not node.steps:
+                return itself
+            self.items[node.scope] = item
+            children = self.keep(found_by(node.steps), lambda child: child.notnull())
+            if depth == _DEEPEST:
+                text = f"[crmo-fhir: repeat of the view {self.view.name} meets more than {_DEEPEST} levels] "
+                stop = ibis.literal(text).concat(children.length().cast("string")).cast("int64").cast("string")
+                return ibis.ifelse(children.length() > 0, ibis.array([stop.cast("json")]), itself)
+            return _concatenated(
+                [itself, self.map(children, lambda child, _: with_children(child, depth + 1)).flatten()]
+            )
+
+        top = self.keep(found_by(node.sources), lambda item: item.notnull())
+        return self.map(top, lambda item, _: with_children(item, 1)).flatten()
+
+    def field(self, node: Field) -> Any:
+        source = self.value(node.source)
+        take = _taker(node)
+        if not node.source.many:
+            return take(source)
+        taken = self.map(source, lambda item, _: take(item))
+        return taken.flatten() if node.listed is not False else taken
+
+    def filter(self, source: Node, scope: int, test: Node) -> Any:
+        if source.many:
+
+            def keep(item: ibis.Value) -> ibis.Value:
+                self.items[scope] = item
+                return item.notnull() & self.one(test, "where()")
+
+            return self.keep(self.value(source), keep)
+        item = self.value(source)
+        self.items[scope] = item
+        condition = self.one(test, "where()")
+        if isinstance(item, ibis.Table):
+            return _Guarded(item, condition)
+        return ibis.ifelse(condition, item, ibis.null(item.type()))
+
+    def exists(self, source: Node) -> Any:
+        if isinstance(source, Focus) and source.origin is None:
+            return ibis.literal(value=True)
+        if source.many:
+            return (self.items_of(source).length() > 0).fill_null(False)
+        value = self.value(source)
+        return value.condition.fill_null(False) if isinstance(value, _Guarded) else value.notnull()
+
+    def several(self, parts: tuple[Node, ...], node: Several) -> Any:
+        target = _KIND_TYPES.get(_output_kind(node), "string")
+        if not node.many:
+            return ibis.coalesce(*(_cast(self.value(part), target) for part in parts))
+        arrays = []
+        for part in parts:
+            array = self.items_of(part)
+            if not part.many:
+                array = self.keep(ibis.array([array]), lambda item: item.notnull())
+            arrays.append(self.map(array, lambda item, _: _cast(item, target)))
+        return _concatenated(arrays)
+
+    def reference_pattern(self, target: str | None) -> str:
+        base = f"(?:{re.escape(self.base.rstrip('/'))}/)?" if self.base else ""
+        return f"^{base}({target or '[A-Z][A-Za-z]+'}/[A-Za-z0-9.-]+)(?:/_history/[^/]+)?$"
+
+    def operation(self, node: Operation) -> Any:
+        operator = node.operator
+        if kind_of(node.left) == kind_of(node.right) == "date" and operator in ("=", "!=", "<", "<=", ">", ">="):
+            what = f"a comparison of dates in the view {self.view.name}"
+            return _compare_dates(operator, self.one(node.left, what), self.one(node.right, what))
+        if operator in ("=", "!="):
+            equal = self.equal(node.left, node.right)
+            return equal if operator == "=" else ~equal
+        what = f"'{operator}' in the view {self.view.name}"
+        left, right = self.one(node.left, what), self.one(node.right, what)
+        if operator == "and":
+            return left & right
+        if operator == "or":
+            return left | right
+        if operator == "&":
+            return left.cast("string").fill_null("").concat(right.cast("string").fill_null(""))
+        if operator in ("<", "<=", ">", ">="):
+            target = _comparison_type(node.left, node.right)
+            return _COMPARE[operator](_cast(left, target), _cast(right, target))
+        target = "int64" if node.types == ("integer",) else "float64"
+        result = _COMPARE[operator](_cast(left, target), _cast(right, target))
+        return result if target == "int64" else result.round(8)
+
+    def equal(self, left: Node, right: Node) -> Any:
+        target = _comparison_type(left, right)
+        if not left.many and not right.many:
+            return _cast(self.value(left), target) == _cast(self.value(right), target)
+        arrays = []
+        for node in (left, right):
+            array = self.items_of(node)
+            if not node.many:
+                array = self.keep(ibis.array([array]), lambda item: item.notnull())
+            arrays.append(self.map(array, lambda item, _: _cast(item, target)))
+        first, second = arrays
+        there = (first.length() > 0) & (second.length() > 0)
+        return ibis.ifelse(there, first == second, ibis.null("boolean"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Guarded:
+    """The resource itself, if a condition holds."""
+
+    table: ibis.Table
+    condition: Any
+
+    def __getitem__(self, name: str) -> ibis.Value:
+        value = self.table[name]
+        return ibis.ifelse(self.condition, value, ibis.null(value.type()))
+
+
+_COMPARE: dict[str, Callable[[Any, Any], Any]] = {
+    "=": lambda a, b: a == b,
+    "<": lambda a, b: a < b,
+    "<=": lambda a, b: a <= b,
+    ">": lambda a, b: a > b,
+    ">=": lambda a, b: a >= b,
+    "+": lambda a, b: a + b,
+    "-": lambda a, b: a - b,
+    "*": lambda a, b: a * b,
+    "/": lambda a, b: a / b.nullif(0),
+}
+
+
+def _columns_of(select: Select) -> Iterator[Column]:
+    """Every column of every branch."""
+    yield from select.columns
+    for part in (*select.selects, *select.union):
+        yield from _columns_of(part)
+
+
+def _is_array(select: Select) -> bool:
+    return bool(select.each or select.union) or any(_is_array(part) for part in select.selects)
+
+
+def _uses_index(select: Select, number: int) -> bool:
+    return any(isinstance(node, RowIndex) and node.level == number for top in _nodes_of(select) for node in _walk(top))
+
+
+def _any(found: list[Any]) -> Any:  # noqa: ANN401 - an Ibis value
+    result = found[0]
+    for each in found[1:]:
+        result = result | each
+    return result
+
+
+def _stands_on_resource(node: Node) -> bool:
+    match node:
+        case Field(source=source) | Filter(source=source):
+            return _stands_on_resource(source)
+        case Focus(origin=origin):
+            return origin is None
+    return False
+
+
+def _concatenated(arrays: list[Any]) -> Any:  # noqa: ANN401 - an Ibis value
+    """One array of all; `concat` would repeat every argument in the query, and give null where one is null."""
+    return ibis.array(arrays).flatten() if len(arrays) > 1 else arrays[0]
+
+
+def _literal(value: object, kind: str) -> Any:  # noqa: ANN401 - an Ibis value
+    if value is None:
+        return ibis.null("string")
+    if kind == "decimal":
+        return ibis.literal(float(value), type="float64")  # type: ignore[arg-type]
+    return ibis.literal(value, type={"boolean": "boolean", "integer": "int64"}.get(kind, "string"))
+
+
+def _cast(value: Any, target: object) -> Any:  # noqa: ANN401 - an Ibis value
+    wanted = dt.dtype(target)
+    return value if value.type() == wanted else value.cast(wanted)
+
+
+def _comparison_type(left: Node, right: Node) -> str:
+    kinds = {kind_of(left), kind_of(right)} - {"nothing"}
+    if kinds == {"boolean"}:
+        return "boolean"
+    if kinds == {"integer"}:
+        return "int64"
+    return "float64" if kinds and kinds <= {"integer", "decimal"} else "string"
+
+
+def _compare_dates(operator: str, left: Any, right: Any) -> Any:  # noqa: ANN401 - Ibis values
+    """Dates to the precision both have; where that does not decide, null (FHIRPath N1, comparison)."""
+    if operator == "!=":
+        return ~_compare_dates("=", left, right)
+    compare = _COMPARE[operator]
+    zoned = left.re_search(_ZONE) & right.re_search(_ZONE)
+    instants = compare(left.cast("timestamp('UTC')"), right.cast("timestamp('UTC')"))
+    shorter = ibis.least(left.length(), right.length())
+    first, second = left.substr(0, shorter), right.substr(0, shorter)
+    undecided = (first == second) & (left.length() != right.length())
+    return ibis.cases((zoned, instants), (undecided, ibis.null("boolean")), else_=compare(first, second))
+
+
+def _boundary(value: Any, source: Node, *, high: bool) -> Any:  # noqa: ANN401 - an Ibis value
+    """The least or greatest value of the written precision (FHIRPath, lowBoundary and highBoundary)."""
+    kind = kind_of(source)
+    if kind == "decimal":
+        places = value.cast("string").re_extract(r"\.(\d+)", 1).length()
+        half = ibis.literal(0.5) / ibis.literal(10.0).pow(places)
+        number = value.cast("float64")
+        return (number + half if high else number - half).round(10)
+    if kind == "time":
+        return _filled(value, "23:59:59.999" if high else "00:00:00.000")
+    if source.types == ("date",):
+        return _last_day(_filled(value, "0000-12-31" if high else "0000-01-01"), value, high=high)
+    zone = value.re_extract(_ZONE, 1)
+    stamp = value.substr(0, value.length() - zone.length())
+    filled = _filled(stamp, "0000-12-31T23:59:59.999" if high else "0000-01-01T00:00:00.000")
+    return _last_day(filled, stamp, high=high).concat(
+        ibis.ifelse(zone == "", "-12:00" if high else "+14:00", zone)  # where the day ends last, or begins first
+    )
+
+
+def _filled(value: Any, template: str) -> Any:  # noqa: ANN401 - an Ibis value
+    """The text with what it lacks taken from the template."""
+    return value.concat(ibis.literal(template).substr(value.length()))
+
+
+def _last_day(filled: Any, written: Any, *, high: bool) -> Any:  # noqa: ANN401 - an Ibis value
+    """The filled date with the true last day, where only year and month were written."""
+    if not high:
+        return filled
+    year, month = filled.substr(0, 4).cast("int64"), filled.substr(5, 2)
+    leap = (year % 4 == 0) & ((year % 100 != 0) | (year % 400 == 0))
+    february = ibis.ifelse(leap, "29", "28")
+    day = ibis.cases((month == "02", february), (month.isin(["04", "06", "09", "11"]), "30"), else_="31")
+    exact = filled.substr(0, 8).concat(day).concat(filled.substr(10))
+    return ibis.ifelse(written.length() == len("2005-03"), exact, filled)
+
+
+def _key(reference: Any, pattern: str) -> Any:  # noqa: ANN401 - an Ibis value
+    return ibis.ifelse(reference.re_search(pattern), reference.re_extract(pattern, 1), ibis.null("string"))
+
+
+def _taker(node: Field) -> Callable[[Any], Any]:
+    """How the field is taken out of an item: a struct, or JSON where FHIR gives no one shape."""
+
+    def take(item: Any) -> Any:  # noqa: ANN401 - an Ibis value
+        if isinstance(item, ibis.expr.types.JSONValue):
+            return _from_json(item[node.name], node)
+        taken = item[node.name]
+        if isinstance(taken, ibis.expr.types.JSONValue):
+            return _from_json(taken, node)
+        return taken
+
+    return take
+
+
+def _from_json(value: Any, node: Field) -> Any:  # noqa: ANN401 - an Ibis value
+    if node.listed is False:
+        return _plain_json(value, node)
+    array = value.array
+    if node.listed is None:
+        single = ibis.array([value])
+        array = ibis.ifelse(value.typeof() == "array", array, ibis.ifelse(value.notnull(), single, array))
+    if is_primitive(node.types[0]):
+        return array.map(lambda each: _plain_json(each, node))
+    return array
+
+
+def _plain_json(value: Any, node: Field) -> Any:  # noqa: ANN401 - an Ibis value
+    if not is_primitive(node.types[0]):
+        return value
+    kind = kind_of(node)
+    if kind == "boolean":
+        return value.bool
+    return value.cast("string") if kind in ("integer", "decimal") else value.str
+
+
+def run_view(engine: Engine, compiled: CompiledView, files: Sequence[tuple[Path, str | None]]) -> pd.DataFrame:
+    """The rows of the view over NDJSON files (.gz too), each with the service base of its records (None: unknown).
+
+    Columns in the order of the view, dtype object, missing values None; rows in the order of files, lines and lists.
+    Raises IncompleteError for a record that does not fit FHIR, or gives several values where the view takes one.
+    """
+    frames = []
+    for base, paths in _by_base(compiled, files):
+        table = engine.read_ndjson(paths, compiled.schema)
+        frames.append(engine.to_pandas(compiled.bind(table, base)))
+    if not frames:
+        return pd.DataFrame({name: pd.Series([], dtype=object) for name in compiled.columns})
+    frame = frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
+    frame.columns = pd.Index(compiled.columns)
+    for column in _columns_of(compiled.select):
+        if column.collection:
+            values = [[] if value is None else value for value in frame[column.name]]
+            frame[column.name] = pd.Series(values, dtype=object)
+    return frame
+
+
+def _by_base(compiled: CompiledView, files: Sequence[tuple[Path, str | None]]) -> list[tuple[str | None, list[Path]]]:
+    """The files in runs of one base, in their order; one run where the view asks for no reference key."""
+    runs: list[tuple[str | None, list[Path]]] = []
+    for path, base in files:
+        known = base if compiled.uses_base else None
+        if runs and runs[-1][0] == known:
+            runs[-1][1].append(path)
+        else:
+            runs.append((known, [path]))
+    return runs

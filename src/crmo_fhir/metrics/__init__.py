@@ -1,0 +1,31 @@
+"""From the cohort to the long result table: one statistic a row, before any output (clinical rules §3, §5)."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from crmo_fhir.metrics.describe import compute_cohort, compute_foci, compute_lines
+from crmo_fhir.metrics.response import compute_courses, compute_patients
+from crmo_fhir.model.parameters import Parameters
+from crmo_fhir.model.results import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def compute_results(tables: "Mapping[str, pd.DataFrame]", parameters: Parameters) -> list[Result]:
+    """All figures of a cohort, in a fixed order.
+
+    `tables` are those of STUDY/cohort. Every group has exactly one overall row; a figure that cannot be computed is a
+    row with its reason in `note`.
+    """
+    patients = tables["patients"].to_dict("records")
+    foci = tables["foci"].to_dict("records")
+    courses = tables["courses"].to_dict("records")
+    return [
+        *compute_cohort(patients, parameters.interval),
+        *compute_foci(patients, foci, parameters.interval),
+        *compute_patients("nsaid", "NSAID", patients, courses, parameters),
+        *compute_patients("mtx", "MTX", patients, courses, parameters),
+        *compute_courses("tnfi", "TNF", patients, courses, parameters),
+        *compute_lines(courses, parameters.interval),
+    ]

@@ -1,0 +1,206 @@
+"""Treatment effect: of those who can be judged, how many had a sufficient effect (clinical rules §3).
+
+`nsaid-clinical` and `mtx-clinical` count children, `tnfi-clinical` and the MRI groups count courses. Beside each group
+stand its second readings: treated, not evaluable, worst and best case, intention to treat.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from crmo_fhir.fhir.dates import add_months
+from crmo_fhir.metrics.describe import count, sapho_of, share
+from crmo_fhir.model.parameters import Parameters
+from crmo_fhir.model.results import Result
+from crmo_fhir.model.tables import FOCALITIES, SEXES
+
+Row = dict[str, Any]
+NSAID_ESCALATIONS = {"MTX", "TNF", "BP"}
+NO_AGENT = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One thing counted, a child or a course: its answer (None: not evaluable) and the strata it is in."""
+
+    effect: bool | None
+    failed_unjudged: bool
+    strata: dict[str, str]
+
+
+def _strata(patient: Row, course: Row | None) -> dict[str, str]:
+    return {
+        "agent": course["agent"] if course else NO_AGENT,
+        "line": str(course["line_no"]) if course else NO_AGENT,
+        "sex": patient["sex"],
+        "focality": patient["focality"],
+        "sapho": sapho_of(patient),
+    }
+
+
+def compute_patients(
+    prefix: str, drug_class: str, patients: Sequence[Row], courses: Sequence[Row], parameters: Parameters
+) -> list[Result]:
+    """The clinical effect of a class counted by children, and its MRI effect counted by courses."""
+    own = _of_class(courses, drug_class)
+    everything = _by_person(courses)
+    treated = [p for p in patients if p["person"] in own]
+    units = {p["person"]: _child(p, own[p["person"]], everything[p["person"]], drug_class, parameters) for p in treated}
+    group = f"{prefix}-clinical"
+    flag = _orders_note(own)
+    if drug_class == "NSAID":
+        # as published: every child of the cohort is in the denominator; the exposed are the second reading
+        judged = {
+            p["person"]: Unit(bool(u and u.effect), False, u.strata if u else _strata(p, None))
+            for p in patients
+            for u in [units.get(p["person"])]
+        }
+        rows = _group(group, "patient", list(judged.values()), parameters.interval, flag)
+        rows += _group(f"{group}-exposed", "patient", [Unit(bool(u.effect), False, u.strata) for u in units.values()], parameters.interval, flag)
+        evaluated = [u for p in treated for u in [units[p["person"]]]]
+        rows += _readings(group, "patient", evaluated, parameters.interval, flag)
+        return rows
+    rows = _group(group, "patient", list(units.values()), parameters.interval, flag)
+    rows += _readings(group, "patient", list(units.values()), parameters.interval, flag)
+    return rows + _mri(prefix, patients, own, parameters.interval, flag)
+
+
+def compute_courses(
+    prefix: str, drug_class: str, patients: Sequence[Row], courses: Sequence[Row], parameters: Parameters
+) -> list[Result]:
+    """The clinical and MRI effect of a class counted by courses, and the clinical effect by children."""
+    own = _of_class(courses, drug_class)
+    by_key = {p["person"]: p for p in patients}
+    flag = _orders_note(own)
+    units = [_course(by_key[person], course) for person in sorted(own) for course in own[person]]
+    group = f"{prefix}-clinical"
+    rows = _group(group, "course", units, parameters.interval, flag)
+    rows += _readings(group, "course", units, parameters.interval, flag)
+    children = [_any_course(by_key[person], own[person]) for person in sorted(own)]
+    rows += _group(f"{group}-patients", "patient", children, parameters.interval, flag, cuts=False)
+    return rows + _mri(prefix, patients, own, parameters.interval, flag)
+
+
+def _of_class(courses: Sequence[Row], drug_class: str) -> dict[str, list[Row]]:
+    return _by_person([c for c in courses if c["drug_class"] == drug_class and c["left_out"] is None])
+
+
+def _by_person(courses: Sequence[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = defaultdict(list)
+    for course in sorted(courses, key=lambda c: (c["start"], c["course"])):
+        found[course["person"]].append(course)
+    return found
+
+
+def _orders_note(own: dict[str, list[Row]]) -> str:
+    return "from orders" if any(c["rung"] == "order" for cs in own.values() for c in cs) else ""
+
+
+def _course(patient: Row, course: Row) -> Unit:
+    effect = course["effect"] == "sufficient" if course["evaluable"] else None
+    return Unit(effect, effect is None and _failed_unjudged(course), _strata(patient, course))
+
+
+def _failed_unjudged(course: Row) -> bool:
+    return course["not_evaluable_reason"] == "no assessment, stopped for an adverse event"
+
+
+def _any_course(patient: Row, courses: list[Row]) -> Unit:
+    """A child is evaluable if any course is, sufficient if any is; its strata are those of the course that decides."""
+    evaluable = [c for c in courses if c["evaluable"]]
+    sufficient = [c for c in evaluable if c["effect"] == "sufficient"]
+    deciding = (sufficient or evaluable or courses)[-1]
+    effect = bool(sufficient) if evaluable else None
+    return Unit(effect, effect is None and any(_failed_unjudged(c) for c in courses), _strata(patient, deciding))
+
+
+def _child(patient: Row, own: list[Row], everything: list[Row], drug_class: str, parameters: Parameters) -> Unit:
+    if drug_class != "NSAID":
+        return _any_course(patient, own)
+    kept = [c if not _escalated(c, everything, parameters) else {**c, "effect": "insufficient"} for c in own]
+    return _any_course(patient, kept)
+
+
+def _escalated(course: Row, everything: list[Row], parameters: Parameters) -> bool:
+    """Whether MTX, a TNF-α inhibitor, a bisphosphonate or a longer systemic glucocorticoid was given within 12 months
+    of the judgement (edge case E20)."""
+    judged = course["effect_low"]
+    if judged is None:
+        return False
+    low = add_months(judged, -parameters.nsaid_escalation_months)
+    high = add_months(judged, parameters.nsaid_escalation_months)
+    return any(
+        other["start"] <= high
+        and (other["end"] is None or other["end"] >= low)
+        and other["left_out"] != "other disease"
+        and (
+            other["drug_class"] in NSAID_ESCALATIONS
+            or (other["drug_class"] == "GC" and other["exposure_days"] > parameters.glucocorticoid_escalation_days)
+        )
+        for other in everything
+    )
+
+
+def _group(group: str, unit: str, units: Sequence[Unit], interval: str, note: str, *, cuts: bool = True) -> list[Result]:
+    judged = [u for u in units if u.effect is not None]
+    rows = [share(group, unit, sum(u.effect is True for u in judged), len(judged), interval, note=note)]
+    if not cuts:
+        return rows
+    for stratifier in ("agent", "line", "sex", "focality", "sapho"):
+        for value in _values(stratifier, units):
+            own = [u for u in judged if u.strata[stratifier] == value]
+            rows.append(
+                share(
+                    group,
+                    unit,
+                    sum(u.effect is True for u in own),
+                    len(own),
+                    interval,
+                    stratifier=stratifier,
+                    stratum=value,
+                    note=note,
+                )
+            )
+    return rows
+
+
+def _values(stratifier: str, units: Sequence[Unit]) -> list[str]:
+    fixed = {"sex": list(SEXES), "focality": list(FOCALITIES), "sapho": ["yes", "no"]}
+    if stratifier in fixed:
+        return fixed[stratifier]
+    met = {u.strata[stratifier] for u in units}
+    return sorted(met - {NO_AGENT}, key=lambda v: (len(v), v) if stratifier == "line" else (0, v)) + sorted(met & {NO_AGENT})
+
+
+def _readings(group: str, unit: str, units: Sequence[Unit], interval: str, note: str) -> list[Result]:
+    """The second readings of a group: what the unjudged would do to the figure."""
+    treated = len(units)
+    good = sum(u.effect is True for u in units)
+    unjudged = sum(u.effect is None for u in units)
+    failed = sum(u.failed_unjudged for u in units)
+    reading: Callable[[str, int, int], Result] = lambda name, n, total: share(  # noqa: E731
+        f"{group}-{name}", unit, n, total, interval, note=note
+    )
+    return [
+        count(f"{group}-treated", unit, treated, note or "treated, judged or not"),
+        reading("not-evaluable", unjudged, treated),
+        reading("worst-case", good, treated),
+        reading("best-case", good + unjudged, treated),
+        reading("itt", good, treated - unjudged + failed),
+    ]
+
+
+def _mri(prefix: str, patients: Sequence[Row], own: dict[str, list[Row]], interval: str, note: str) -> list[Result]:
+    by_key = {p["person"]: p for p in patients}
+    units = [
+        Unit(None if c["mri"] is None else c["mri"] == "regression", False, _strata(by_key[person], c))
+        for person in sorted(own)
+        for c in own[person]
+    ]
+    group = f"{prefix}-mri"
+    return [
+        *_group(group, "MRI-evaluated course", units, interval, note),
+        count(f"{group}-treated", "course", len(units), note or "treated, evaluated by MRI or not"),
+        share(f"{group}-not-evaluable", "course", sum(u.effect is None for u in units), len(units), interval, note=note),
+    ]

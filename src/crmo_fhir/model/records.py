@@ -1,0 +1,107 @@
+"""A resource as it came, and what a pull brought: handed from `source` to `landing`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+READ_TYPES = (
+    "Patient",
+    "Condition",
+    "Encounter",
+    "MedicationStatement",
+    "MedicationRequest",
+    "MedicationDispense",
+    "MedicationAdministration",
+    "Medication",
+    "Procedure",
+    "Observation",
+    "ImagingStudy",
+    "DiagnosticReport",
+    "AdverseEvent",
+)
+"""The resource types a study reads; nothing else is copied out of a source (data minimisation)."""
+
+LEDGER_STATES = ("complete", "empty", "refused", "truncated", "unsupported")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One resource: `text` is its JSON on one line, every number as the source wrote it.
+
+    `base` is the service base its own references are relative to (None where the source names none); `full_url` the
+    Bundle entry's fullUrl. `id` is the resource's own, else that of its fullUrl, else a hash of its content;
+    `id_assigned` says that the resource came without one (and `text` then holds the assigned one).
+    `origin` says where it stood: `file:line`, `file#entry` or the page of a search.
+    """
+
+    type: str
+    id: str
+    text: str
+    origin: str
+    base: str | None = None
+    full_url: str | None = None
+    id_assigned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RawFile:
+    """One landed file: its type, where it is, the base its records' references are relative to, and their key prefix.
+
+    The prefix is empty for the study's main base; a record of another base is named by its whole URL.
+    """
+
+    type: str
+    path: Path
+    base: str | None
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """Something that could not be read as a resource: kept in quarantine, with where it stood and why.
+
+    `matters` is False only where it certainly holds nothing a study reads.
+    """
+
+    file: str
+    place: str
+    reason: str
+    text: str
+    matters: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One file of a folder: its path relative to the source, size in bytes, SHA-256, and whether it was read as FHIR."""
+
+    name: str
+    size: int
+    sha256: str
+    read: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerRow:
+    """How the pull of one type for one patient ended (`patient` is the id)."""
+
+    patient: str
+    type: str
+    state: str
+    count: int
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class Pull:
+    """What came from a source: the candidates' records and the account of how they came."""
+
+    records: list[Record] = field(default_factory=list)
+    broken: list[Broken] = field(default_factory=list)
+    ledger: list[LedgerRow] = field(default_factory=list)
+    source: str = ""
+    base: str | None = None
+    files: list[SourceFile] = field(default_factory=list)
+    searches: list[dict[str, object]] = field(default_factory=list)
+    server: dict[str, str] = field(default_factory=dict)
+    fhir_versions: list[str] = field(default_factory=list)
+    type_counts: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)

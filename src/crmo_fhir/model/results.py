@@ -1,0 +1,39 @@
+"""The Result row: one statistic, before any output (`results.csv` is exactly these rows)."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """n of N in one stratum of one group.
+
+    `proportion` is n/N as an unrounded fraction, None for 0/0 or where n/N is no proportion; `note` then says why.
+    The overall row of a group has empty `stratifier` and `stratum`.
+    """
+
+    group: str
+    unit: str
+    n: int
+    N: int
+    stratifier: str = ""
+    stratum: str = ""
+    proportion: float | None = None
+    ci_low: float | None = None
+    ci_high: float | None = None
+    ci_method: str = ""
+    note: str = ""
+
+
+COLUMNS = (
+    "group",
+    "stratifier",
+    "stratum",
+    "unit",
+    "n",
+    "N",
+    "proportion",
+    "ci_low",
+    "ci_high",
+    "ci_method",
+    "note",
+)

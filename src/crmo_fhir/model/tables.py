@@ -1,0 +1,371 @@
+"""Declared tables: the one truth for columns, their types, constraints and meaning.
+
+`FACTS` is what `mapping` reads out of the records, `COHORT` what `cohort` derives from it and `STUDY/cohort/` holds.
+A partial date stands in two columns, `x_low` and `x_high` (both ends included, equal for an exact day).
+Every resource is named by its key, `Type/id`; every derived row names the keys it came from in `sources`.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Type = Literal["text", "texts", "day", "count", "number", "flag"]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: its type, whether it may be empty, the only values it may hold, and what it means."""
+
+    name: str
+    type: Type
+    meaning: str
+    required: bool = False
+    values: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table: its columns in order and the columns that identify (and sort) a row."""
+
+    name: str
+    meaning: str
+    key: tuple[str, ...]
+    columns: tuple[Column, ...]
+
+    def frame(self, rows: "Iterable[Mapping[str, Any]]") -> "pd.DataFrame":
+        """A DataFrame of these columns, sorted by key. Missing values are None; every column has dtype object.
+
+        Raises ValueError for a missing required value, a value outside the declared ones or an undeclared column:
+        that is a fault of ours, never of the data.
+        """
+        import pandas as pd
+
+        names = [column.name for column in self.columns]
+        records = []
+        for row in rows:
+            if extra := set(row) - set(names):
+                raise ValueError(f"table {self.name} has no column {sorted(extra)}")
+            record = {name: row.get(name) for name in names}
+            for column in self.columns:
+                value = record[column.name]
+                if column.required and value is None:
+                    raise ValueError(f"table {self.name}: {column.name} is required")
+                if column.values and value is not None and value not in column.values:
+                    raise ValueError(f"table {self.name}: {column.name} may not hold such a value")
+            records.append(record)
+        records.sort(key=lambda r: [(r[k] is not None, str(r[k])) for k in (*self.key, *names)])
+        return pd.DataFrame({n: pd.Series([r[n] for r in records], dtype=object) for n in names}, columns=names)
+
+    def to_parquet(self, frame: "pd.DataFrame") -> bytes:
+        """The table as a Parquet file with the declared types (days as DATE, lists of text as LIST)."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        types = {
+            "text": pa.string(),
+            "texts": pa.list_(pa.string()),
+            "day": pa.date32(),
+            "count": pa.int64(),
+            "number": pa.float64(),
+            "flag": pa.bool_(),
+        }
+        schema = pa.schema([pa.field(column.name, types[column.type]) for column in self.columns])
+        arrays = [pa.array(frame[field.name].tolist(), type=field.type) for field in schema]
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_arrays(arrays, schema=schema), sink)
+        return bytes(sink.getvalue())
+
+    def from_parquet(self, content: bytes) -> "pd.DataFrame":
+        """The table from such a file, as `frame` gives it."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        return self.frame(pq.read_table(pa.BufferReader(content)).to_pylist())
+
+
+def _dates(name: str, meaning: str) -> tuple[Column, Column]:
+    return (
+        Column(f"{name}_low", "day", f"{meaning}: first day possible"),
+        Column(f"{name}_high", "day", f"{meaning}: last day possible"),
+    )
+
+
+SEXES = ("female", "male", "other", "unknown")
+FOCALITIES = ("unifocal", "multifocal", "unknown")
+RUNGS = ("administration", "dispense", "statement", "order")
+EFFECTS = ("sufficient", "insufficient", "regression", "no-regression", "not-evaluable")
+REASONS = ("inefficacy", "adverse_event", "remission", "patient_choice", "other")
+
+PATIENT = Table(
+    "patient",
+    "one Patient resource of a candidate",
+    ("patient",),
+    (
+        Column("patient", "text", "key of the Patient", required=True),
+        Column("sex", "text", "administrative gender", required=True, values=SEXES),
+        *_dates("birth", "date of birth"),
+        Column("deceased", "flag", "whether the record says the child died"),
+        *_dates("death", "date of death"),
+    ),
+)
+PATIENT_LINK = Table(
+    "patient_link",
+    "two Patient resources that are one person (Patient.link replaced-by/replaces, or one identifier)",
+    ("patient", "other", "type"),
+    (
+        Column("patient", "text", "key of the Patient that holds the link", required=True),
+        Column("other", "text", "key of the Patient linked to", required=True),
+        Column("type", "text", "who survives", required=True, values=("replaced-by", "replaces", "same-identifier")),
+    ),
+)
+CONDITION = Table(
+    "condition",
+    "one Condition, once for each disease of interest it codes",
+    ("condition", "disease"),
+    (
+        Column("condition", "text", "key of the Condition", required=True),
+        Column("patient", "text", "key of its Patient; empty where the reference could not be resolved"),
+        Column("disease", "text", "what it codes", required=True, values=("crmo", "sapho", "other")),
+        Column("evidence", "text", "found by a code or by free text only", required=True, values=("code", "text")),
+        Column("verification", "text", "verificationStatus; absent counts as confirmed", required=True),
+        *_dates("date", "date of diagnosis"),
+        Column("date_source", "text", "where the date stood", values=("recordedDate", "encounter", "onset")),
+    ),
+)
+SITE = Table(
+    "site",
+    "one bone site named by a CRMO Condition or a lesion finding",
+    ("source", "bone", "side"),
+    (
+        Column("source", "text", "key of the Condition or Observation", required=True),
+        Column("patient", "text", "key of its Patient"),
+        Column("bone", "text", "bone, by concept map", required=True),
+        Column("side", "text", "laterality", values=("left", "right", "both")),
+        Column("status", "text", "verificationStatus or Observation.status", required=True),
+    ),
+)
+EXPOSURE = Table(
+    "exposure",
+    "one medication resource, or Procedure with a drug code, read as exposure to one agent",
+    ("source", "agent"),
+    (
+        Column("source", "text", "key of the resource", required=True),
+        Column("patient", "text", "key of its Patient"),
+        Column("rung", "text", "kind of evidence, strongest first", required=True, values=RUNGS),
+        Column("agent", "text", "generic name", required=True),
+        Column("drug_class", "text", "treatment class", required=True),
+        Column("status", "text", "FHIR status as found", required=True),
+        Column(
+            "taken",
+            "text",
+            "what the status (with intent, doNotPerform, adherence) means",
+            required=True,
+            values=("yes", "no", "on-hold"),
+        ),
+        *_dates("start", "first day"),
+        *_dates("end", "last day; empty for ongoing or not recorded"),
+        Column("given_once", "flag", "one administration, not a period", required=True),
+        Column("supply_days", "number", "days of supply of a dispense"),
+        Column("intra_articular", "flag", "given into a joint, so not systemic", required=True),
+        Column("indications", "texts", "among crmo, other; empty where none is recorded", required=True),
+        Column("stop_reasons", "texts", "reason classes recorded on the resource", required=True),
+        Column("request", "text", "key of the MedicationRequest it fulfils"),
+    ),
+)
+ADVERSE_EVENT = Table(
+    "adverse_event",
+    "an AdverseEvent and the medication resource it suspects",
+    ("source", "suspect"),
+    (
+        Column("source", "text", "key of the AdverseEvent", required=True),
+        Column("patient", "text", "key of its Patient"),
+        Column("suspect", "text", "key of the medication resource", required=True),
+        Column("status", "text", "R5 status; empty in R4"),
+        *_dates("date", "date of the event"),
+    ),
+)
+OBSERVED = Table(
+    "observed",
+    "one judged effect as recorded, not yet attributed to a course",
+    ("assessment",),
+    (
+        Column("assessment", "text", "key of the Observation", required=True),
+        Column("patient", "text", "key of its Patient"),
+        Column("kind", "text", "clinical effect or MRI change", required=True, values=("clinical", "mri")),
+        Column("status", "text", "Observation.status", required=True),
+        Column("value", "text", "its answer by concept map; empty where it could not be placed", values=EFFECTS),
+        *_dates("date", "date of the assessment"),
+        Column("part_of", "texts", "keys of medication resources named by partOf", required=True),
+        Column("focus", "texts", "keys of medication resources named by focus", required=True),
+        Column("derived_from", "texts", "keys of the ImagingStudies compared", required=True),
+    ),
+)
+LAB = Table(
+    "lab",
+    "one laboratory value or score in its canonical unit",
+    ("lab",),
+    (
+        Column("lab", "text", "key of the Observation", required=True),
+        Column("patient", "text", "key of its Patient; key of the person in STUDY/cohort"),
+        Column("analyte", "text", "by concept map", required=True),
+        Column("status", "text", "Observation.status", required=True),
+        *_dates("date", "date of the sample"),
+        Column("value", "number", "in `unit`", required=True),
+        Column("unit", "text", "canonical UCUM unit of the analyte", required=True),
+        Column("comparator", "text", "as recorded: < <= >= >"),
+    ),
+)
+IMAGING = Table(
+    "imaging",
+    "one MR study",
+    ("imaging",),
+    (
+        Column("imaging", "text", "key of the ImagingStudy, Procedure or DiagnosticReport", required=True),
+        Column("patient", "text", "key of its Patient; key of the person in STUDY/cohort"),
+        Column("status", "text", "status as found"),
+        Column("whole_body", "flag", "whole-body MRI", required=True),
+        *_dates("date", "date of the study"),
+    ),
+)
+CONTACT = Table(
+    "contact",
+    "a day on which the child was seen or treated, from any record",
+    ("source", "date_low"),
+    (
+        Column("source", "text", "key of the resource", required=True),
+        Column("patient", "text", "key of its Patient", required=True),
+        *_dates("date", "the day"),
+    ),
+)
+UNMAPPED = Table(
+    "unmapped",
+    "codes that no map placed, with how often each was met",
+    ("resource_type", "system", "code", "display"),
+    (
+        Column("system", "text", "code system as found"),
+        Column("code", "text", "code as found"),
+        Column("display", "text", "display or text as found"),
+        Column("resource_type", "text", "where it stood", required=True),
+        Column("count", "count", "how many resources hold it", required=True),
+    ),
+)
+LISTED = Table(
+    "listed",
+    "records that could not be used as they are, with the reason: counted in the attrition, never dropped in silence",
+    ("resource_type", "reason", "source"),
+    (
+        Column("source", "text", "key of the resource", required=True),
+        Column("resource_type", "text", "type of the resource", required=True),
+        Column("reason", "text", "why", required=True),
+        Column("patient", "text", "key of its Patient"),
+    ),
+)
+FACTS = (
+    PATIENT,
+    PATIENT_LINK,
+    CONDITION,
+    SITE,
+    EXPOSURE,
+    ADVERSE_EVENT,
+    OBSERVED,
+    LAB,
+    IMAGING,
+    CONTACT,
+    UNMAPPED,
+    LISTED,
+)
+
+PATIENTS = Table(
+    "patients",
+    "one child of the cohort",
+    ("person",),
+    (
+        Column("person", "text", "key of the surviving Patient", required=True),
+        Column("sex", "text", "administrative gender", required=True, values=SEXES),
+        *_dates("birth", "date of birth"),
+        *_dates("diagnosis", "date of diagnosis"),
+        Column("diagnosis_source", "text", "where the date stood", required=True),
+        Column("age_at_diagnosis", "number", "years, from the point estimates"),
+        Column("sapho", "flag", "SAPHO ever", required=True),
+        Column("sapho_at_diagnosis", "text", "SAPHO by the date of diagnosis", required=True, values=("yes", "no", "unknown")),
+        Column("focus_count", "count", "distinct foci ever", required=True),
+        Column("focality", "text", "one focus or several, ever", required=True, values=FOCALITIES),
+        *_dates("death", "date of death"),
+        Column("last_contact", "day", "last day with a record"),
+        Column("censored", "day", "min(data lock, death, last contact)"),
+        Column("sources", "texts", "keys of the Patients and Conditions", required=True),
+    ),
+)
+FOCI = Table(
+    "foci",
+    "one distinct (bone, side) of one child",
+    ("person", "bone", "side"),
+    (
+        Column("person", "text", "key of the child", required=True),
+        Column("bone", "text", "bone", required=True),
+        Column("side", "text", "laterality", values=("left", "right")),
+        Column("sources", "texts", "keys of the Conditions and Observations", required=True),
+    ),
+)
+COURSES = Table(
+    "courses",
+    "one course: one agent's merged exposure in one child",
+    ("person", "drug_class", "course_no"),
+    (
+        Column("course", "text", "name of the course: child, class and number", required=True),
+        Column("person", "text", "key of the child", required=True),
+        Column("drug_class", "text", "treatment class", required=True),
+        Column("agent", "text", "generic name", required=True),
+        Column("course_no", "count", "ordinal of the course in its class; empty for a course out of the figures"),
+        Column("line_no", "count", "ordinal of the agent in its class; empty for a course out of the figures"),
+        Column("start", "day", "first day (point estimate of a partial date)", required=True),
+        Column("end", "day", "last day; empty for ongoing"),
+        Column("exposure_days", "count", "end - start, an ongoing course up to the censoring day", required=True),
+        Column("stop_reason", "text", "class of the reason; `ongoing` without an end", required=True),
+        Column("indication", "text", "what it was given for", required=True, values=("crmo", "both", "other", "missing")),
+        Column("rung", "text", "evidence used", required=True, values=RUNGS),
+        Column("left_out", "text", "why the course is out of the figures; empty for one that counts"),
+        Column("co_mtx", "flag", "at least 28 days together with methotrexate", required=True),
+        Column("flags", "texts", "what a reader should know: stale, overlap, partial date, ...", required=True),
+        Column("effect", "text", "primary judged clinical effect", values=EFFECTS),
+        Column("effect_low", "day", "day of that judgement"),
+        Column("effect_best", "text", "best judged effect in the window", values=EFFECTS),
+        Column("effect_6_months", "text", "judged effect nearest six months", values=EFFECTS),
+        Column("evaluable", "flag", "counts in the denominator of the clinical effect", required=True),
+        Column("not_evaluable_reason", "text", "why it does not"),
+        Column("mri", "text", "primary judged MRI change", values=EFFECTS),
+        Column("sources", "texts", "keys of the medication resources", required=True),
+        Column("assessments", "texts", "keys of the assessments attributed", required=True),
+    ),
+)
+ASSESSMENTS = Table(
+    "assessments",
+    "one judged effect and the course it was attributed to",
+    ("person", "assessment"),
+    (
+        Column("assessment", "text", "key of the Observation", required=True),
+        Column("person", "text", "key of the child", required=True),
+        Column("kind", "text", "clinical effect or MRI change", required=True, values=("clinical", "mri")),
+        Column("value", "text", "answer", required=True, values=EFFECTS),
+        Column("date", "day", "day (point estimate)"),
+        Column("course", "text", "course it judges; empty for unattributed"),
+        Column("attribution", "text", "how", required=True, values=("link", "window", "unattributed")),
+        Column("reason", "text", "why unattributed, or what to know"),
+        Column("primary", "flag", "the one that counts for its course", required=True),
+    ),
+)
+ATTRITION = Table(
+    "attrition",
+    "what was kept and dropped at each step, in order",
+    (),
+    (
+        Column("step", "text", "step of the selection", required=True),
+        Column("reason", "text", "why rows were dropped"),
+        Column("kept", "count", "left after this row", required=True),
+        Column("dropped", "count", "dropped by this row", required=True),
+    ),
+)
+COHORT = (PATIENTS, FOCI, COURSES, ASSESSMENTS, LAB, IMAGING)

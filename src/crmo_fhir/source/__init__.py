@@ -1,0 +1,1 @@
+"""Getting records: from a folder or file (`files`), or from a server by search (`crawl`, planned by `plan`)."""

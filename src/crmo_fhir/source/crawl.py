@@ -1,0 +1,428 @@
+"""The candidates' records out of a FHIR server, by search.
+
+Conditions by code and by text, checked again here; their patients, and the other records of the same persons; then
+every read type of those patients; then what these refer to. Whatever a server sends is tested against what was asked:
+servers ignore filters. A search that fails ends the run, so that a pull is whole or is none.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from crmo_fhir.errors import IncompleteError
+from crmo_fhir.fhir import references
+from crmo_fhir.fhir.client import Account, FhirClient, Match, RefusedError
+from crmo_fhir.fhir.codings import CodeSet
+from crmo_fhir.fhir.references import Key
+from crmo_fhir.model.records import READ_TYPES, LedgerRow, Pull, Record
+from crmo_fhir.source import plan, selection
+from crmo_fhir.source.plan import Search
+from crmo_fhir.source.selection import HYDRATED, Person
+
+_NOT_TAKEN = (400, 404, 405, 406, 415, 422, 501)
+
+
+@dataclass(slots=True)
+class _Got:
+    """The newest copy of a resource so far, and the patients it came for."""
+
+    resource: dict[str, Any]
+    record: Record
+    owners: set[str]
+
+
+@dataclass(slots=True)
+class _Crawl:
+    """What a crawl knows while it runs."""
+
+    client: FhirClient
+    capability: dict[str, Any]
+    types: dict[str, set[str]]
+    pull: Pull
+    got: dict[Key, _Got] = field(default_factory=dict)
+    aliases: dict[str, Key] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+    unverified: int = 0
+
+
+def crawl(client: FhirClient, crmo: CodeSet, text: CodeSet) -> Pull:
+    """Pull the candidates' records from a server.
+
+    Raises NetworkError, SignInError and IncompleteError as the client does; IncompleteError too where the server sends
+    what was not asked for, does not send a patient it refers to, or does not list Patient or Condition. Nothing partial
+    is returned.
+    """
+    capability = client.capabilities()
+    run = _Crawl(client, capability, plan.declared(capability), Pull(source=client.base, base=client.base))
+    _describe(run)
+    for kind in ("Patient", "Condition"):
+        if kind not in run.types:
+            raise IncompleteError(f"{client.host}: its CapabilityStatement lists no {kind}; check the base URL")
+    conditions = _conditions(run, crmo, text)
+    people = _people(run, _subjects(run, conditions))
+    ids = sorted(people)
+    for kind in READ_TYPES:
+        if kind not in ("Patient", "Medication"):
+            _of_patients(run, kind, ids)
+    _hydrate(run)
+    _report(run, ids)
+    return run.pull
+
+
+def _describe(run: _Crawl) -> None:
+    software = run.capability.get("software")
+    software = software if isinstance(software, dict) else {}
+    version = str(run.capability["fhirVersion"])
+    said = {
+        "name": software.get("name"),
+        "version": software.get("version"),
+        "fhirVersion": version,
+        "date": run.client.server_date,
+    }
+    run.pull.server = {name: value for name, value in said.items() if isinstance(value, str) and value}
+    run.pull.fhir_versions = [version]
+
+
+# ------------------------------------------------------------------------------------------------------------ searching
+
+
+def _ask(run: _Crawl, search: Search, *, post: bool = False) -> list[Match]:
+    """Run one search to its end and take down how it went."""
+    params = search.params
+    if "_total" in run.types.get(search.type, ()):
+        params = (*params, ("_total", "accurate"))
+    account = Account()
+    matches = list(run.client.search(search.type, params, post=post, account=account))
+    # A search by POST names persons in its body; what it asked for stays out of the account.
+    said = [f"{name}={'' if post else value}" for name, value in params]
+    run.pull.searches.append(
+        {
+            "type": search.type,
+            "method": "POST" if post else "GET",
+            "query": f"{search.type}?{'&'.join(said)}",
+            "self": "" if post else account.self_link,
+            "pages": account.pages,
+            "matches": account.matches,
+            "repeated": account.repeated,
+            "total": account.total,
+            "framed": account.framed,
+            "outcomes": account.outcomes,
+        }
+    )
+    run.unverified += account.total is None
+    for code in account.outcomes:
+        _warn(run, f"{search.type} search: the server warns ({code})")
+    return matches
+
+
+def _warn(run: _Crawl, warning: str) -> None:
+    if warning not in run.pull.warnings:
+        run.pull.warnings.append(warning)
+
+
+def _key(run: _Crawl, match: Match) -> Key:
+    return Key(run.client.base, match.type, match.id)
+
+
+def _take(run: _Crawl, match: Match, owners: Iterable[str]) -> None:
+    """Keep a match, the newest copy where it came before."""
+    key = _key(run, match)
+    if match.full_url:
+        run.aliases[match.full_url] = key
+    origin = f"{match.type} search, page {match.page}"
+    record = Record(match.type, match.id, match.text, origin, run.client.base, match.full_url)
+    before = run.got.get(key)
+    if before is None:
+        run.counts[match.type] += 1
+        run.got[key] = _Got(match.resource, record, set(owners))
+        return
+    before.owners.update(owners)
+    mine, its = selection.age(match.resource), selection.age(before.resource)
+    if selection.newer((mine, match.text), (its, before.record.text)):
+        before.resource, before.record = match.resource, record
+
+
+def _target(run: _Crawl, reference: object) -> Key | None:
+    """The key on this server a reference means, whether or not it was fetched; None for foreign and unreadable ones."""
+    said = references.parse(reference, run.client.base)
+    if said.kind == "own":
+        return Key(said.base, said.type, said.id)
+    text = reference.get("reference") if isinstance(reference, dict) else reference
+    return run.aliases.get(text.strip()) if isinstance(text, str) else None
+
+
+# ----------------------------------------------------------------------------------------------- Conditions and patients
+
+
+def _conditions(run: _Crawl, crmo: CodeSet, text: CodeSet) -> list[Match]:
+    """The Conditions that qualify, by code and by text."""
+    found: list[Match] = []
+    asked = {code.casefold() for _, code in plan.condition_tokens(crmo)}
+    for search in plan.plan_conditions(crmo, len(run.client.base)):
+        for match in _ask(run, search):
+            if selection.qualifies(match.resource, crmo, text):
+                found.append(match)
+            elif not any(
+                coding.code and coding.code.casefold() in asked
+                for coding in selection.codings(match.resource.get("code"))
+            ):
+                raise _ignored(run, search, "code")
+    for search in plan.plan_text():
+        try:
+            matches = _ask(run, search)
+        except RefusedError as error:
+            if error.status not in _NOT_TAKEN:
+                raise
+            _warn(run, f"the server refuses the search by text ({error.status}): diagnoses in words alone are not found")
+            continue
+        found += [match for match in matches if selection.qualifies(match.resource, crmo, text)]
+    return found
+
+
+def _ignored(run: _Crawl, search: Search, name: str) -> IncompleteError:
+    return IncompleteError(
+        f"{run.client.host}, {search.type} search: the server sent what was not asked for; it ignores {name}"
+    )
+
+
+def _subjects(run: _Crawl, conditions: list[Match]) -> set[str]:
+    """The ids of the Conditions' patients; a Condition whose patient is not on this server is kept and counted."""
+    ids, lost = set(), 0
+    for match in conditions:
+        target = _target(run, selection.subject(match.resource))
+        if target is not None and target.type == "Patient":
+            ids.add(target.id)
+            _take(run, match, [target.id])
+        else:
+            lost += 1
+            _take(run, match, [])
+    if lost:
+        _warn(run, f"{lost} qualifying Conditions refer to no patient of this server")
+    return ids
+
+
+def _people(run: _Crawl, ids: set[str]) -> dict[str, Person]:
+    """Fetch these patients and, until nothing new comes, the other records of the same persons."""
+    people: dict[str, Person] = {}
+    missing_links: set[str] = set()
+    required = set(ids)
+    todo = set(ids)
+    while todo:
+        fresh = _patients(run, todo, required, missing_links)
+        people |= fresh
+        todo = set()
+        for one in fresh.values():
+            resource = run.got[one.key].resource
+            for other in one.links:
+                target = _target(run, other)
+                if target is not None and target.type == "Patient" and target.id not in people:
+                    todo.add(target.id)
+                    if selection.is_replaced_by(resource, other):
+                        required.add(target.id)
+        todo |= _linking(run, fresh) | _sharing(run, fresh)
+        todo -= set(people) | missing_links
+    if missing_links:
+        _warn(run, f"{len(missing_links)} Patient records that others say they replace are not on the server")
+    return people
+
+
+def _patients(run: _Crawl, ids: set[str], required: set[str], missing: set[str]) -> dict[str, Person]:
+    found: dict[str, Person] = {}
+    for search in plan.plan_patient("Patient", sorted(ids), run.capability, len(run.client.base)):
+        for match in _ask(run, search):
+            if match.id not in search.patients:
+                raise _ignored(run, search, "_id")
+            _take(run, match, [match.id])
+            found[match.id] = selection.person(_key(run, match), run.got[_key(run, match)].resource)
+    if lost := ids - set(found):
+        if lost & required:
+            raise IncompleteError(
+                f"{run.client.host}: {len(lost & required)} patients with a qualifying Condition, or in the place of one, "
+                "are not given; check the scope of the token"
+            )
+        missing |= lost
+    return found
+
+
+def _linking(run: _Crawl, people: dict[str, Person]) -> set[str]:
+    """The ids of Patient records that link to these, where the server can be asked (`Patient?link=`)."""
+    if "link" not in run.types["Patient"] or not people:
+        return set()
+    ids: set[str] = set()
+    for batch in plan.plan_ids("Patient", sorted(people), len(run.client.base) + 200):
+        value = ",".join(f"Patient/{plan.escaped(one)}" for one in batch.patients)
+        search = Search("Patient", (("link", value), ("_count", "200")), optional=True, patients=batch.patients)
+        try:
+            matches = _ask(run, search)
+        except RefusedError as error:
+            if error.status not in _NOT_TAKEN:
+                raise
+            _warn(run, f"the server refuses Patient?link ({error.status}): records merged elsewhere may be missing")
+            return ids
+        for match in matches:
+            linked = match.resource.get("link")
+            targets = [_target(run, link.get("other")) for link in linked or () if isinstance(link, dict)]
+            if not any(target is not None and target.id in batch.patients for target in targets):
+                raise _ignored(run, search, "link")
+            one = selection.person(_key(run, match), match.resource)
+            # `seealso` and `refer` point to a patient too, and are no merging.
+            if any(target is not None and target.id in batch.patients for target in map(_linker(run), one.links)):
+                ids.add(match.id)
+    return ids
+
+
+def _linker(run: _Crawl) -> Callable[[object], Key | None]:
+    return lambda reference: _target(run, reference)
+
+
+def _sharing(run: _Crawl, people: dict[str, Person]) -> set[str]:
+    """The ids of Patient records with an identifier of these, by POST: an identifier does not belong in a URL."""
+    identifiers = sorted({identifier for one in people.values() for identifier in one.identifiers})
+    if "identifier" not in run.types["Patient"]:
+        return set()
+    ids: set[str] = set()
+    for start in range(0, len(identifiers), plan.BATCH):
+        batch = set(identifiers[start : start + plan.BATCH])
+        value = ",".join(f"{plan.escaped(system)}|{plan.escaped(one)}" for system, one in sorted(batch))
+        search = Search("Patient", (("identifier", value), ("_count", "200")), optional=True)
+        try:
+            matches = _ask(run, search, post=True)
+        except RefusedError as error:
+            if error.status not in _NOT_TAKEN:
+                raise
+            _warn(run, f"the server refuses Patient/_search ({error.status}): records with a shared identifier may be missing")
+            return ids
+        for match in matches:
+            one = selection.person(_key(run, match), match.resource)
+            if not one.identifiers & batch:
+                if _has_old_identifier(match, batch):
+                    continue
+                raise _ignored(run, search, "identifier")
+            if any(selection.same_person(one, other) for other in people.values()):
+                ids.add(match.id)
+    return ids
+
+
+def _has_old_identifier(match: Match, batch: set[tuple[str, str]]) -> bool:
+    """Whether the server was right and only we do not count the identifier (use temp or old, or another spelling)."""
+    values = {value.casefold() for _, value in batch}
+    items = match.resource.get("identifier")
+    return any(
+        isinstance(item, dict) and str(item.get("value", "")).strip().casefold() in values for item in items or ()
+    )
+
+
+# -------------------------------------------------------------------------------------------------- what is about them
+
+
+def _of_patients(run: _Crawl, kind: str, ids: list[str]) -> None:
+    """Fetch all of one type of these patients."""
+    if kind not in run.types:
+        _warn(run, f"the server's CapabilityStatement lists no {kind}: none was asked for")
+        return
+    for search in plan.plan_patient(kind, ids, run.capability, len(run.client.base)):
+        for part in _parts(run, search):
+            for match in part:
+                target = _target(run, selection.subject(match.resource))
+                if target is None or target.type != "Patient" or target.id not in search.patients:
+                    raise _ignored(run, search, search.params[0][0])
+                _take(run, match, [target.id])
+
+
+def _parts(run: _Crawl, search: Search) -> list[list[Match]]:
+    """The matches of one search; Observations by category where the server will not give them otherwise."""
+    try:
+        return [_ask(run, search)]
+    except RefusedError as error:
+        if search.type != "Observation" or error.status not in (400, 422):
+            raise
+    _warn(run, "the server gives Observations by category only: those without a standard category are not found")
+    return [
+        _ask(run, Search(search.type, (*search.params, ("category", category)), patients=search.patients))
+        for category in plan.OBSERVATION_CATEGORIES
+    ]
+
+
+def _hydrate(run: _Crawl) -> None:
+    """Fetch the Medications, Encounters, ImagingStudies and MedicationRequests that are referred to, to the end."""
+    lost: Counter[str] = Counter()
+    foreign: set[Key] = set()
+    done: set[Key] = set()
+    tried: set[Key] = set()
+    while fresh := [key for key in run.got if key not in done]:
+        asked: dict[Key, set[str]] = {}
+        for key in fresh:
+            done.add(key)
+            for reference in selection.wanted(run.got[key].resource):
+                target = _target(run, reference)
+                if target is not None and target.type in HYDRATED:
+                    asked.setdefault(target, set()).update(run.got[key].owners)
+        for target, owners in asked.items():
+            if target in run.got and selection.subject(run.got[target].resource) is None:
+                run.got[target].owners |= owners
+        for kind in HYDRATED:
+            keys = {key for key in asked if key.type == kind} - set(run.got) - tried
+            tried |= keys
+            for match in _by_id(run, kind, sorted(key.id for key in keys)):
+                if selection.subject(match.resource) is not None:
+                    foreign.add(_key(run, match))  # all about our patients was fetched: this is somebody else's
+                else:
+                    _take(run, match, asked[_key(run, match)])
+            lost[kind] += len(keys - set(run.got))
+    for kind, count in sorted(lost.items()):
+        if count:
+            _warn(run, f"{count} {kind} resources are referred to and not given by the server (or somebody else's)")
+
+
+def _by_id(run: _Crawl, kind: str, ids: list[str]) -> list[Match]:
+    """Resources by id, in batches; one by one those a search does not give."""
+    found: list[Match] = []
+    searches = plan.plan_ids(kind, ids, len(run.client.base)) if kind in run.types else []
+    for search in searches:
+        try:
+            matches = _ask(run, search)
+        except RefusedError as error:
+            if error.status not in _NOT_TAKEN:
+                raise
+            break
+        if any(match.id not in search.patients for match in matches):
+            raise _ignored(run, search, "_id")
+        found += matches
+    for identity in sorted(set(ids) - {match.id for match in found}):
+        match = _read(run, kind, identity)
+        if match is not None:
+            found.append(match)
+    return found
+
+
+def _read(run: _Crawl, kind: str, identity: str) -> Match | None:
+    """Read one resource; None where it is not there (404) or no more (410)."""
+    try:
+        resource, text = run.client.read(kind, identity)
+    except RefusedError as error:
+        if error.status in (404, 410):
+            return None
+        raise
+    return Match(kind, identity, resource, text, None, 1)
+
+
+# ----------------------------------------------------------------------------------------------------------- the account
+
+
+def _report(run: _Crawl, ids: list[str]) -> None:
+    """Put the records in order and write the ledger of patients and types."""
+    run.pull.records = [run.got[key].record for key in sorted(run.got)]
+    run.pull.type_counts = dict(sorted(run.counts.items()))
+    if run.unverified:
+        _warn(run, f"{run.unverified} searches came without a total: that they are whole rests on their links alone")
+    owned: Counter[tuple[str, str]] = Counter()
+    for key, one in run.got.items():
+        for owner in one.owners:
+            owned[owner, key.type] += 1
+    for patient in ids:
+        for kind in READ_TYPES:
+            count = owned[patient, kind]
+            state = "complete" if count else "empty" if kind in run.types else "unsupported"
+            reason = "not in the CapabilityStatement" if state == "unsupported" else ""
+            run.pull.ledger.append(LedgerRow(patient, kind, state, count, reason))

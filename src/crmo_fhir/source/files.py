@@ -1,0 +1,805 @@
+"""The candidates' records out of a folder or file: NDJSON, Bundles and single resources in any mix, nested, gzipped.
+
+A source larger than memory is read in passes, and only what belongs to a candidate is kept: (1) everything is checked,
+and qualifying Conditions name the candidates; (2) their Patient records and those of the same persons; (3) whatever is
+about them; (4) what those records refer to. What a file is, its content says, not its name. Nothing follows the order
+of files, lines or entries. The limit of one line or document is 128 MiB.
+"""
+
+import gzip
+import hashlib
+import json
+import os
+import re
+import stat
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+from crmo_fhir.errors import IncompleteError, UsageError
+from crmo_fhir.fhir import references, strict
+from crmo_fhir.fhir.client import is_subsetted
+from crmo_fhir.fhir.codings import CodeSet
+from crmo_fhir.fhir.references import Identifier, Key
+from crmo_fhir.model.records import READ_TYPES, Broken, LedgerRow, Pull, Record, SourceFile
+from crmo_fhir.source import selection
+from crmo_fhir.source.selection import HYDRATED, Person
+
+MAX_DOCUMENT = 128 * 1024 * 1024
+_BOM = b"\xef\xbb\xbf"
+_WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")
+_GZIP = b"\x1f\x8b"
+_PACKED = (b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf")
+_SNIFFED = 65536
+_JSON_NAME = re.compile(r"\.(json|ndjson|jsonl)(\.gz)?$", re.IGNORECASE)
+_LINES_NAME = re.compile(r"\.(ndjson|jsonl)(\.gz)?$", re.IGNORECASE)
+_FIRST_TYPE = re.compile(rb'\A\s*\{\s*"resourceType"\s*:\s*"([A-Za-z]{1,64})"')
+_EXPORT = re.compile(r"(https?://\S+?)(?:/(?:Patient|Group/[^/?]+))?/\$export(?:\?|$)")
+_OLD_TYPES = {
+    "MedicationOrder": "DSTU2",
+    "DiagnosticOrder": "DSTU2",
+    "DeviceUseRequest": "DSTU2",
+    "ImagingObjectSelection": "DSTU2",
+    "ImagingManifest": "STU3",
+    "ProcedureRequest": "DSTU2 or STU3",
+    "ReferralRequest": "DSTU2 or STU3",
+}
+_OLD_MEMBERS = {
+    "Condition": {"dateRecorded": "DSTU2", "patient": "DSTU2", "assertedDate": "STU3", "context": "STU3"},
+    "MedicationStatement": {"taken": "STU3", "wasNotTaken": "DSTU2", "notTaken": "STU3", "reasonNotTaken": "STU3"},
+    "MedicationAdministration": {"wasNotGiven": "DSTU2", "notGiven": "STU3", "prescription": "DSTU2 or STU3"},
+    "MedicationDispense": {"notDone": "STU3", "notDoneReasonReference": "STU3"},
+    "Procedure": {"notPerformed": "DSTU2", "notDone": "STU3"},
+    "Observation": {"related": "DSTU2 or STU3", "comments": "DSTU2", "context": "STU3"},
+    "ImagingStudy": {"uid": "DSTU2 or STU3"},
+    "AdverseEvent": {"reaction": "STU3", "adverseEventParticipant": "STU3"},
+}
+_R5_MEMBERS = {
+    "MedicationStatement": ("medication", "adherence"),
+    "MedicationRequest": ("medication",),
+    "MedicationDispense": ("medication", "statusChanged"),
+    "MedicationAdministration": ("medication",),
+    "Procedure": ("occurrencePeriod", "occurrenceDateTime"),
+    "AdverseEvent": ("code", "occurrenceDateTime"),
+    "Encounter": ("actualPeriod",),
+    "DiagnosticReport": ("study",),
+}
+_R4_MEMBERS = {
+    "MedicationStatement": ("medicationCodeableConcept", "medicationReference"),
+    "MedicationRequest": ("medicationCodeableConcept", "medicationReference"),
+    "MedicationDispense": ("medicationCodeableConcept", "medicationReference"),
+    "MedicationAdministration": ("medicationCodeableConcept", "medicationReference"),
+    "Procedure": ("performedPeriod", "performedDateTime"),
+    "AdverseEvent": ("event", "actuality"),
+    "Encounter": ("period",),
+    "DiagnosticReport": ("imagingStudy",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file worth reading: where it is, its name in the source, its age when it was first looked at."""
+
+    path: Path
+    name: str
+    stamp: tuple[int, int]
+    lines: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """The text of one resource and where it stood (`raw` is None for a deletion, then `deleted` is its URL)."""
+
+    raw: bytes | None
+    place: str
+    origin: str
+    document: str
+    full_url: str | None = None
+    deleted: str = ""
+    deleted_at: str = ""
+
+
+@dataclass(slots=True)
+class _Found:
+    """What the first pass leaves for the others."""
+
+    files: list[_File] = field(default_factory=list)
+    types: dict[str, set[str]] = field(default_factory=dict)
+    skipped: set[tuple[str, str]] = field(default_factory=set)
+    counts: Counter[str] = field(default_factory=Counter)
+    aliases: dict[str, Key] = field(default_factory=dict)
+    qualifying: list[tuple[Key, Any, str]] = field(default_factory=list)
+    deleted: dict[Key, Any] = field(default_factory=dict)
+    versions: set[str] = field(default_factory=set)
+    bases: dict[str, str] = field(default_factory=dict)
+    has_base: bool = False
+    relative: bool = False
+    absolute: set[str] = field(default_factory=set)
+    subsetted: int = 0
+    own_base: str | None = None
+    assigned: dict[Key, tuple[str, str]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Kept:
+    """The newest copy of a resource so far."""
+
+    record: Record
+    age: Any
+    owners: set[Key]
+    about: bool
+    document: str
+
+
+def select_candidates(path: Path, crmo: CodeSet, text: CodeSet) -> Pull:
+    """Read a folder or file and keep the candidates' records.
+
+    Raises UsageError for a path that is not there; IncompleteError where nothing is FHIR, Patient or Condition is absent
+    altogether, a gzip file is cut or damaged, a line is over the limit, or the data are XML, DSTU2 or STU3. What cannot
+    be read as a resource is in `Pull.broken`, with file and place.
+    """
+    if not path.exists():
+        raise UsageError(f"there is no file or folder {path}")
+    pull = Pull(source=str(path))
+    found = _Found()
+    listed = _listed(path, pull)
+    for file_path, name in listed:
+        _look_at(file_path, name, found, pull)
+    pull.files.sort(key=lambda file: file.name)
+    for file in found.files:
+        _check(file, found, pull, crmo, text)
+    _require(path, found)
+    _settle_base(found, pull)
+    people, candidates = _people(found)
+    kept = _keep(found, pull, people, candidates)
+    _hydrate(found, pull, kept)
+    _report(found, pull, people, candidates, kept)
+    return pull
+
+
+# ---------------------------------------------------------------------------------------------- the files of a source
+
+
+def _listed(path: Path, pull: Pull) -> list[tuple[Path, str]]:
+    """The regular files below a path, with their names in it; hidden ones and links are left out."""
+    if not path.is_dir():
+        if not path.is_file():
+            raise UsageError(f"{path} is neither a file nor a folder")
+        return [(path, _shown(path.name))]
+    listed, links = [], 0
+
+    def refuse(error: OSError) -> None:
+        raise IncompleteError(f"{_shown(str(error.filename))} cannot be read; check its permissions") from error
+
+    for folder, folders, names in os.walk(path, onerror=refuse, followlinks=False):
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and name != "__MACOSX" and name != "lost+found"
+        )
+        links += sum(Path(folder, name).is_symlink() for name in folders)
+        for name in sorted(names):
+            file = Path(folder, name)
+            if name.startswith("."):
+                continue
+            if file.is_symlink():
+                links += 1
+            elif stat.S_ISREG(file.stat().st_mode):
+                listed.append((file, _shown(file.relative_to(path).as_posix())))
+    if links:
+        pull.warnings.append(f"{links} symbolic links in the source were not followed")
+    if not listed:
+        raise IncompleteError(f"the folder {path} is empty: nothing to read")
+    return listed
+
+
+def _shown(name: str) -> str:
+    """A file's name fit for messages and UTF-8: control characters and undecodable bytes are escaped."""
+    name = name.encode("utf-8", "backslashreplace").decode("utf-8")
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in name)
+
+
+def _open(path: Path) -> IO[bytes]:
+    """Open a file for reading, unpacked where it is gzip by its first bytes."""
+    with path.open("rb") as stream:
+        packed = stream.read(2) == _GZIP
+    return gzip.open(path) if packed else path.open("rb")
+
+
+def _look_at(path: Path, name: str, found: _Found, pull: Pull) -> None:
+    """Hash one file and decide whether it is FHIR, and whether a line or the whole is a document."""
+    try:
+        status = path.stat()
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        with _open(path) as stream:
+            head = stream.read(_SNIFFED)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise IncompleteError(f"{name}: the gzip file is cut off or damaged; fetch it again") from error
+    except OSError as error:
+        raise IncompleteError(f"{name} cannot be read; check its permissions") from error
+    start = head.removeprefix(_BOM).lstrip()
+    read = _is_json(name, start)
+    if start.startswith(b"<") and b"http://hl7.org/fhir" in start:
+        raise IncompleteError(f"{name}: FHIR XML is not read; export FHIR JSON or NDJSON")
+    file = _File(path, name, (status.st_size, status.st_mtime_ns), lines=False)
+    if head.startswith(_WIDE_BOMS):
+        pull.broken.append(Broken(name, "line 1", "it is UTF-16; FHIR JSON is UTF-8", ""))
+        read = False
+    elif read and start:
+        kind = _document_kind(path, name, start)
+        if kind == "manifest":
+            _read_manifest(path, name, found, pull)
+            read = False
+        elif kind == "":
+            read = False
+        else:
+            file = _File(path, name, file.stamp, lines=kind == "lines")
+    elif head.startswith(_PACKED):
+        pull.warnings.append(f"{name} is packed in a way that is not read; unpack it if it holds FHIR data")
+    pull.files.append(SourceFile(name, status.st_size, digest, read))
+    if read:
+        found.files.append(file)
+
+
+def _is_json(name: str, start: bytes) -> bool:
+    if _JSON_NAME.search(name):
+        return True
+    return start[:1] in (b"{", b"[") and b'"resourceType"' in start
+
+
+def _document_kind(path: Path, name: str, start: bytes) -> str:
+    """Say how a JSON file is divided: `lines`, `whole`, a `manifest` (not FHIR data), or empty for a study's own files."""
+    first = start.split(b"\n", 1)[0].strip()
+    try:
+        value = msgspec.json.decode(first)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        value = None
+    if isinstance(value, dict) and set(value) == {"file", "place", "reason", "text"}:
+        return ""  # a study's own quarantine
+    if isinstance(value, dict) and "resourceType" in value:
+        return "lines"
+    if _LINES_NAME.search(name) and not (first in (b"{", b"[") or first[:2] in (b"[{",)):
+        return "lines"
+    if path.name.lower() in ("manifest.json", "manifest.json.gz") or b'"transactionTime"' in start:
+        whole = _whole(path, name)
+        try:
+            manifest = msgspec.json.decode(whole.removeprefix(_BOM))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return "whole"
+        if isinstance(manifest, dict) and "resourceType" not in manifest:
+            bulk = "transactionTime" in manifest and "output" in manifest
+            return "manifest" if bulk or {"files", "complete"} & set(manifest) else "whole"
+    return "lines" if not _is_one_document(path, name) and _has_resource_lines(path, name) else "whole"
+
+
+def _is_one_document(path: Path, name: str) -> bool:
+    with _guarded(path, name) as stream:
+        data = stream.read(MAX_DOCUMENT + 1)
+    try:
+        msgspec.json.decode(data.removeprefix(_BOM), type=msgspec.Raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+    return len(data) <= MAX_DOCUMENT
+
+
+def _has_resource_lines(path: Path, name: str) -> bool:
+    """Whether a file whose first line is no JSON has later lines that are resources: NDJSON with a broken beginning."""
+    for number, line in enumerate(_lines(path, name), 1):
+        if b'"resourceType"' in line and line.lstrip()[:1] == b"{":
+            try:
+                value = msgspec.json.decode(line)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                continue
+            if isinstance(value, dict) and "resourceType" in value:
+                return True
+        if number >= 10_000:
+            break
+    return False
+
+
+def _read_manifest(path: Path, name: str, found: _Found, pull: Pull) -> None:
+    """Take the service base of a bulk export's files from the `request` of its manifest, and warn of its errors."""
+    manifest = msgspec.json.decode(_whole(path, name).removeprefix(_BOM))
+    request = manifest.get("request")
+    match = _EXPORT.match(request) if isinstance(request, str) else None
+    if match:
+        found.bases[name.rpartition("/")[0]] = references.same_base(match[1])
+    if manifest.get("error"):
+        pull.warnings.append(f"{name} lists files with errors of the export; the source may be incomplete")
+    if manifest.get("complete") is False:
+        raise IncompleteError(f"{name} says that this pull is not complete; finish it first")
+
+
+def _whole(path: Path, name: str) -> bytes:
+    with _guarded(path, name) as stream:
+        data = stream.read(MAX_DOCUMENT + 1)
+    if len(data) > MAX_DOCUMENT:
+        raise IncompleteError(f"{name}: one document of more than {MAX_DOCUMENT // 2**20} MiB; export NDJSON instead")
+    return data
+
+
+class _guarded:  # noqa: N801
+    """A file open for reading whose faults become IncompleteErrors that name it."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self._path, self._name = path, name
+        self._stream: IO[bytes] | None = None
+
+    def __enter__(self) -> IO[bytes]:
+        try:
+            self._stream = _open(self._path)
+        except OSError as error:
+            raise IncompleteError(f"{self._name} cannot be read; check its permissions") from error
+        return self._stream
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self._stream is not None:
+            self._stream.close()
+        if isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile)):
+            raise IncompleteError(f"{self._name}: the gzip file is cut off or damaged; fetch it again") from error
+        if isinstance(error, OSError):
+            raise IncompleteError(f"{self._name} cannot be read to its end") from error
+
+
+def _lines(path: Path, name: str) -> Iterator[bytes]:
+    """The lines of a file, divided at `\\n` only: U+2028, U+2029 and U+0085 stand inside a line."""
+    with _guarded(path, name) as stream:
+        number = 0
+        while line := stream.readline(MAX_DOCUMENT + 1):
+            number += 1
+            if len(line) > MAX_DOCUMENT:
+                raise IncompleteError(f"{name}, line {number}: a line of more than {MAX_DOCUMENT // 2**20} MiB")
+            yield line
+
+
+# ------------------------------------------------------------------------------------------- from a file to resources
+
+
+def _pieces(file: _File, broken: list[Broken] | None) -> Iterator[_Piece]:
+    """The resources of one file, Bundles and arrays taken apart; what cannot be goes to `broken`, if given."""
+    status = file.path.stat()
+    if (status.st_size, status.st_mtime_ns) != file.stamp:
+        raise IncompleteError(f"{file.name} changed while it was read; run again when the source is at rest")
+    if file.lines:
+        for number, line in enumerate(_lines(file.path, file.name), 1):
+            raw = line.removeprefix(_BOM).strip(b" \t\r\n")
+            if raw:
+                place = f"line {number}"
+                yield from _unfold(_Piece(raw, place, f"{file.name}:{number}", f"{file.name}:{number}"), broken, file)
+    else:
+        raw = _whole(file.path, file.name).removeprefix(_BOM).strip(b" \t\r\n")
+        if raw:
+            yield from _unfold(_Piece(raw, "line 1", f"{file.name}:1", file.name), broken, file)
+
+
+def _unfold(piece: _Piece, broken: list[Broken] | None, file: _File, depth: int = 0) -> Iterator[_Piece]:
+    """Take a Bundle or an array apart; anything else is itself."""
+    assert piece.raw is not None
+    raw = piece.raw
+    outer = "" if piece.place == "line 1" and not file.lines else f"{piece.place} "
+    prefix = f"{piece.origin}#" if file.lines or depth else f"{file.name}#"
+    try:
+        if raw[:1] == b"[":
+            for index, element in enumerate(strict.elements(raw), 1):
+                place = f"{outer}entry {index}"
+                yield from _unfold(_Piece(element, place, f"{prefix}{index}", piece.document), broken, file, depth + 1)
+            return
+        if depth > 8 or not _is_bundle(raw):
+            yield piece
+            return
+        _, entries = strict.bundle(raw)
+    except (ValueError, RecursionError) as error:
+        if broken is not None:
+            reason = str(error) if isinstance(error, ValueError) else "the JSON is nested too deeply"
+            broken.append(Broken(file.name, piece.place, reason, _readable(raw)))
+        return
+    document = f"{piece.document}#{piece.place}"
+    for index, entry in enumerate(entries, 1):
+        place, origin = f"{outer}entry {index}", f"{prefix}{index}"
+        full_url = entry.head.get("fullUrl")
+        full_url = full_url if isinstance(full_url, str) else None
+        if entry.resource is not None and entry.resource[:1] == b"{":
+            yield from _unfold(_Piece(entry.resource, place, origin, document, full_url), broken, file, depth + 1)
+            continue
+        request, response = entry.head.get("request"), entry.head.get("response")
+        if isinstance(request, dict) and request.get("method") == "DELETE":
+            at = response.get("lastModified") if isinstance(response, dict) else None
+            at = at if isinstance(at, str) else ""
+            yield _Piece(None, place, origin, document, full_url, str(request.get("url") or full_url or ""), at)
+        elif response is None and broken is not None:
+            broken.append(Broken(file.name, place, "the entry has no resource", ""))
+
+
+def _is_bundle(raw: bytes) -> bool:
+    first = _FIRST_TYPE.match(raw)
+    if first is not None:
+        return first[1] == b"Bundle"
+    if b"Bundle" not in raw:
+        return False
+    try:
+        return bytes(msgspec.json.decode(raw, type=dict[str, msgspec.Raw]).get("resourceType", b"")) == b'"Bundle"'
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return re.search(rb'"resourceType"\s*:\s*"Bundle"', raw) is not None
+
+
+def _readable(raw: bytes) -> str:
+    """Text of broken input for the quarantine, which is UTF-8; what is no UTF-8 shows as `\\xNN`."""
+    return raw[:1_000_000].decode("utf-8", "backslashreplace")
+
+
+# ------------------------------------------------------------------------------------------------------ the first pass
+
+
+def _check(file: _File, found: _Found, pull: Pull, crmo: CodeSet, text: CodeSet) -> None:
+    """Read one file strictly: quarantine what is broken, note types, aliases and qualifying Conditions."""
+    broken: list[Broken] = []
+    types: Counter[str] = Counter()
+    for piece in _pieces(file, broken):
+        if piece.raw is None:
+            _note_deletion(piece, found, file)
+            continue
+        try:
+            resource = strict.parse(piece.raw)
+            kind = _type_of(resource)
+        except ValueError as error:
+            first = _FIRST_TYPE.match(piece.raw)
+            matters = first is None or first[1].decode() in READ_TYPES or first[1] == b"Bundle"
+            broken.append(Broken(file.name, piece.place, str(error), _readable(piece.raw), matters))
+            found.skipped.add((file.name, piece.place))
+            continue
+        types[kind] += 1
+        _refuse_old(kind, resource, file.name, piece.place)
+        if kind not in READ_TYPES:
+            continue
+        identity, assigned = _identity(resource, piece)
+        if identity is None:
+            broken.append(Broken(file.name, piece.place, "its id is no text", _readable(piece.raw)))
+            found.skipped.add((file.name, piece.place))
+            continue
+        key = Key(_base(piece, found, file), kind, identity)
+        _note(key, resource, piece, found, assigned=assigned)
+        if kind == "Condition" and selection.qualifies(resource, crmo, text):
+            found.qualifying.append((key, selection.subject(resource), piece.document))
+    found.types[file.name] = set(types)
+    found.counts += types
+    only_others = file.lines and bool(types) and not set(types) & set(READ_TYPES)
+    for item in broken:
+        # A line that does not say its type is of the type of its file, where that is one a study does not read.
+        matters = item.matters and not (only_others and _FIRST_TYPE.match(item.text.encode()) is None)
+        pull.broken.append(Broken(item.file, item.place, item.reason, item.text, matters))
+
+
+def _type_of(resource: object) -> str:
+    if not isinstance(resource, dict):
+        raise ValueError("it is no JSON object")  # noqa: TRY004
+    kind = resource.get("resourceType")
+    if not isinstance(kind, str) or not re.fullmatch(r"[A-Za-z]{1,64}", kind):
+        raise ValueError("it has no resourceType, so it is no FHIR resource")
+    return kind
+
+
+def _refuse_old(kind: str, resource: dict[str, Any], name: str, place: str) -> None:
+    """Stop at DSTU2 and STU3, whose elements mean other things under the same names."""
+    version = _OLD_TYPES.get(kind, "")
+    if not version and kind == "Condition":
+        status = (resource.get("verificationStatus"), resource.get("clinicalStatus"))
+        version = "DSTU2 or STU3" if any(isinstance(value, str) for value in status) else ""
+    members = _OLD_MEMBERS.get(kind, {})
+    version = next((family for member, family in members.items() if member in resource), version)
+    if version:
+        raise IncompleteError(f"{name}, {place}: this is FHIR {version}; R4, R4B and R5 are read")
+
+
+def _identity(resource: dict[str, Any], piece: _Piece) -> tuple[str | None, bool]:
+    """The id of a resource: its own, else that of its fullUrl, else a hash of its content; None for an unusable one."""
+    own = resource.get("id")
+    if own is not None:
+        usable = isinstance(own, str) and own.strip() and len(own) <= 256 and own.isprintable()
+        return (own if usable else None), False
+    if piece.full_url:
+        last = re.split(r"[/:]", piece.full_url.rstrip("/"))[-1]
+        if re.fullmatch(r"[A-Za-z0-9.-]{1,64}", last):
+            return last, True
+    return f"sha-{_digest(resource)[:16]}", True
+
+
+def _digest(resource: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(resource, sort_keys=True).encode()).hexdigest()
+
+
+def _base(piece: _Piece, found: _Found, file: _File) -> str | None:
+    """The service base of a resource: that of its fullUrl, else of the bulk export its file belongs to."""
+    if piece.full_url and (key := references.split_url(piece.full_url)):
+        return key.base
+    folder = file.name
+    while found.bases and folder:
+        folder = folder.rpartition("/")[0]
+        if folder in found.bases:
+            return found.bases[folder]
+    return found.own_base
+
+
+def _note(key: Key, resource: dict[str, Any], piece: _Piece, found: _Found, *, assigned: bool) -> None:
+    """Take down what the later passes need of a resource of a read type."""
+    found.has_base = found.has_base or key.base is not None
+    for member in _R5_MEMBERS.get(key.type, ()):
+        if member in resource:
+            found.versions.add("5.0")
+    for member in _R4_MEMBERS.get(key.type, ()):
+        if member in resource:
+            found.versions.add("4.0")
+    found.subsetted += is_subsetted(resource)
+    if key.base is None and not found.relative:
+        for reference in references.references_in(resource):
+            said = references.parse(reference, None)
+            if said.kind == "own":
+                found.relative = True
+            elif said.kind == "foreign" and said.base is not None:
+                found.absolute.add(said.base)
+    if piece.full_url and (key.type == "Patient" or key.type in HYDRATED):
+        found.aliases[piece.full_url] = key
+        found.aliases[f"{piece.document} {piece.full_url}"] = key
+    if assigned and piece.full_url:
+        # Two different resources under one fullUrl would pass for one: `urn:uuid:patient` in every Bundle of a folder.
+        digest = _digest(resource)
+        first = found.assigned.setdefault(key, (digest, piece.origin))
+        if first[0] != digest:
+            raise IncompleteError(
+                f"{piece.origin}: a resource without id has the fullUrl of another one ({first[1]}); give them ids"
+            )
+
+
+def _note_deletion(piece: _Piece, found: _Found, file: _File) -> None:
+    key = references.split_url(piece.deleted)
+    if key is None:
+        said = references.parse(piece.deleted, _base(piece, found, file))
+        if said.kind != "own":
+            return
+        key = Key(said.base, said.type, said.id)
+    when = selection.instant(piece.deleted_at) if piece.deleted_at else selection.instant("9999-12-31T00:00:00+00:00")
+    found.deleted[key] = max(when, found.deleted.get(key, when))
+
+
+def _require(path: Path, found: _Found) -> None:
+    if not found.counts:
+        raise IncompleteError(f"{path} holds no FHIR resource; give NDJSON, Bundles or single resources in JSON")
+    missing = [kind for kind in ("Patient", "Condition") if not found.counts[kind]]
+    if missing:
+        raise IncompleteError(f"{path} holds no {' and no '.join(missing)}; the export is not complete")
+
+
+def _settle_base(found: _Found, pull: Pull) -> None:
+    """Give a source without bases the one all its references name, if they are all absolute and on one base."""
+    pull.fhir_versions = sorted(found.versions)
+    if found.subsetted:
+        pull.warnings.append(f"{found.subsetted} resources say that they are only a part of themselves (SUBSETTED)")
+    if not found.has_base and not found.relative and len(found.absolute) == 1:
+        found.own_base = next(iter(found.absolute))
+        pull.warnings.append(f"no resource names its base; every reference is on {found.own_base}, which was taken")
+        found.aliases = {url: key._replace(base=found.own_base) for url, key in found.aliases.items()}
+        found.qualifying = [(key._replace(base=found.own_base), s, d) for key, s, d in found.qualifying]
+        found.deleted = {key._replace(base=found.own_base): when for key, when in found.deleted.items()}
+    pull.base = found.own_base
+
+
+# ----------------------------------------------------------------------------------------------------- the later passes
+
+
+def _resources(found: _Found, kinds: set[str]) -> Iterator[tuple[Key, dict[str, Any], _Piece, bool]]:
+    """The checked resources of these types, file by file; only files that hold one of them are opened again."""
+    for file in found.files:
+        if not found.types[file.name] & kinds:
+            continue
+        for piece in _pieces(file, None):
+            if piece.raw is None or (file.name, piece.place) in found.skipped:
+                continue
+            first = _FIRST_TYPE.match(piece.raw)
+            if first is not None and first[1].decode() not in kinds:
+                continue
+            resource = msgspec.json.decode(piece.raw)
+            kind = resource["resourceType"]
+            if kind not in kinds:
+                continue
+            identity, assigned = _identity(resource, piece)
+            assert identity is not None
+            yield Key(_base(piece, found, file), kind, identity), resource, piece, assigned
+
+
+def _target(reference: object, base: str | None, found: _Found, document: str) -> Key | Identifier | None:
+    """What a reference means: a key, by fullUrl where one says so, or an identifier; None for nothing that can be found.
+
+    The key may be of a record that is not there. A urn means the entry of the own Bundle before any other.
+    """
+    said = references.parse(reference, base)
+    text = reference.get("reference") if isinstance(reference, dict) else reference
+    if isinstance(text, str) and said.kind != "contained":
+        alias = found.aliases.get(f"{document} {text.strip()}") or found.aliases.get(text.strip())
+        if alias is not None:
+            return alias
+    if said.kind in ("own", "foreign"):
+        return Key(said.base, said.type, said.id)
+    if said.kind == "urn":
+        return Key(None, "", said.id)
+    if said.kind == "identifier":
+        return (said.base or "", said.id)
+    return None
+
+
+def _people(found: _Found) -> tuple[dict[Key, Person], set[Key]]:
+    """The candidates: the subjects of qualifying Conditions, and every Patient record of the same persons."""
+    candidates: set[Key] = set()
+    by_identifier: set[Identifier] = set()
+    for key, reference, document in found.qualifying:
+        target = _target(reference, key.base, found, document)
+        if isinstance(target, Key):
+            candidates.add(target)
+        elif target is not None:
+            by_identifier.add(target)
+    people: dict[Key, Person] = {}
+    if not candidates and not by_identifier:
+        return people, candidates
+    shared: dict[Identifier, set[Key]] = defaultdict(set)
+    grown = True
+    while grown:
+        grown = False
+        for key, resource, piece, _ in _resources(found, {"Patient"}):
+            if key in people:
+                continue
+            one = selection.person(key, resource)
+            linked = [_target(other, key.base, found, piece.document) for other in one.links]
+            if not (
+                key in candidates
+                or one.identifiers & by_identifier
+                or any(other in people or other in candidates for other in linked if isinstance(other, Key))
+                or any(
+                    selection.same_person(one, people[other])
+                    for identifier in one.identifiers
+                    for other in shared.get(identifier, ())
+                )
+            ):
+                continue
+            grown = True
+            people[key] = one
+            candidates.add(key)
+            candidates.update(other for other in linked if isinstance(other, Key))
+            for identifier in one.identifiers:
+                shared[identifier].add(key)
+    return people, candidates
+
+
+def _owner(
+    key: Key,
+    resource: dict[str, Any],
+    piece: _Piece,
+    found: _Found,
+    candidates: set[Key],
+    identifiers: dict[Identifier, Key],
+) -> Key | None:
+    """The candidate a resource is about, if it is about one."""
+    if key.type == "Patient":
+        return key if key in candidates else None
+    target = _target(selection.subject(resource), key.base, found, piece.document)
+    if isinstance(target, Key):
+        return target if target in candidates else None
+    return identifiers.get(target) if target is not None else None
+
+
+def _keep(found: _Found, pull: Pull, people: dict[Key, Person], candidates: set[Key]) -> dict[Key, _Kept]:
+    """Everything about the candidates, the newest copy of each, and qualifying Conditions whose subject is not there."""
+    kept: dict[Key, _Kept] = {}
+    qualifying = {key for key, _, _ in found.qualifying}
+    if not qualifying:
+        return kept
+    identifiers: dict[Identifier, Key] = {}
+    for key in sorted(people, key=str):
+        for identifier in people[key].identifiers:
+            identifiers.setdefault(identifier, key)
+    kinds = set(READ_TYPES) - {"Medication"}
+    for key, resource, piece, assigned in _resources(found, kinds):
+        owner = _owner(key, resource, piece, found, candidates, identifiers)
+        if owner is not None or key in qualifying:
+            _take(kept, key, resource, piece, owner, assigned=assigned)
+    # A newer copy may be about somebody else, or be older than a deletion: then the older copies do not count.
+    for key, resource, piece, assigned in _resources(found, kinds):
+        if key in kept:
+            owner = _owner(key, resource, piece, found, candidates, identifiers)
+            _take(kept, key, resource, piece, owner, assigned=assigned)
+    for key in [key for key, one in kept.items() if not one.about and key not in qualifying]:
+        del kept[key]
+    _drop_deleted(kept, found)
+    unresolved = sum(not one.owners or next(iter(one.owners)) not in people for one in kept.values() if one.about)
+    lost = sum(not one.about for one in kept.values())
+    if unresolved or lost:
+        pull.warnings.append(f"{unresolved + lost} kept resources refer to a patient whose record is not in the source")
+    return kept
+
+
+def _take(
+    kept: dict[Key, _Kept], key: Key, resource: dict[str, Any], piece: _Piece, owner: Key | None, *, assigned: bool
+) -> None:
+    assert piece.raw is not None
+    text = strict.compact(piece.raw)
+    if assigned:
+        text = '{"id":' + msgspec.json.encode(key.id).decode() + ("," if text != "{}" else "") + text[1:]
+    age = selection.age(resource)
+    before = kept.get(key)
+    if before is None or selection.newer((age, text), (before.age, before.record.text)):
+        record = Record(key.type, key.id, text, piece.origin, key.base, piece.full_url, assigned)
+        kept[key] = _Kept(record, age, {owner} if owner else set(), owner is not None, piece.document)
+    elif before.record.text == text:
+        # The same copy twice: where it stood must not depend on the order of the files.
+        if owner is not None:
+            before.owners.add(owner)
+            before.about = True
+        if (piece.full_url or "", piece.origin) < (before.record.full_url or "", before.record.origin):
+            before.record = Record(key.type, key.id, text, piece.origin, key.base, piece.full_url, assigned)
+            before.document = piece.document
+
+
+def _drop_deleted(kept: dict[Key, _Kept], found: _Found) -> None:
+    for key, when in found.deleted.items():
+        if key in kept and kept[key].age[0] <= when:
+            del kept[key]
+
+
+def _hydrate(found: _Found, pull: Pull, kept: dict[Key, _Kept]) -> None:
+    """Add the Medications, Encounters, ImagingStudies and MedicationRequests that kept records refer to, to the end."""
+    asked: dict[Key, set[Key]] = defaultdict(set)
+    done: set[Key] = set()
+    foreign: set[Key] = set()
+    while fresh := [key for key in kept if key not in done]:
+        for key in fresh:
+            one = kept[key]
+            done.add(key)
+            for reference in selection.wanted(msgspec.json.decode(one.record.text)):
+                target = _target(reference, key.base, found, one.document)
+                if isinstance(target, Key) and target.type in HYDRATED:
+                    if target in kept:
+                        kept[target].owners |= one.owners if not kept[target].about else set()
+                    asked[target] |= one.owners
+        missing = set(asked) - set(kept) - foreign
+        if not missing:
+            break
+        for key, resource, piece, assigned in _resources(found, {key.type for key in missing}):
+            if key not in missing:
+                continue
+            about = selection.subject(resource)
+            if about is not None and isinstance(_target(about, key.base, found, piece.document), Key):
+                foreign.add(key)  # about a patient who is no candidate: somebody else's record
+                continue
+            _take(kept, key, resource, piece, None, assigned=assigned)
+            kept[key].owners |= asked[key]
+        _drop_deleted(kept, found)
+        if not missing & set(kept):
+            break
+    lost = Counter(key.type for key in asked if key not in kept)
+    for kind in sorted(lost):
+        pull.warnings.append(f"{lost[kind]} {kind} resources are referred to and not in the source (or somebody else's)")
+
+
+def _report(
+    found: _Found, pull: Pull, people: dict[Key, Person], candidates: set[Key], kept: dict[Key, _Kept]
+) -> None:
+    """Fill in the account: records in order, counts, and the ledger of candidates and types."""
+    pull.records = [kept[key].record for key in sorted(kept, key=lambda key: (key.type, key.id, key.base or ""))]
+    pull.broken.sort(key=lambda item: (item.file, _natural(item.place)))
+    pull.type_counts = dict(sorted(found.counts.items()))
+    owned: Counter[tuple[Key, str]] = Counter()
+    for key, one in kept.items():
+        for owner in one.owners:
+            owned[owner, key.type] += 1
+    rows = set(people) | {key for key in candidates if any(owned[key, kind] for kind in READ_TYPES)}
+    ids = Counter(key.id for key in rows)
+    for key in sorted(rows, key=lambda key: (key.id, key.base or "")):
+        name = key.id if ids[key.id] == 1 else f"{key.base or ''}/Patient/{key.id}"
+        for kind in READ_TYPES:
+            count = owned[key, kind]
+            pull.ledger.append(LedgerRow(name, kind, "complete" if count else "empty", count))
+
+
+def _natural(place: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", place)]

@@ -1,0 +1,160 @@
+"""Which searches are asked of a server (pure: value sets, patients and CapabilityStatement in, searches out).
+
+FHIR R4 search: values of one parameter joined by `,` are alternatives; `\\`, `,`, `|` and `$` in a value are escaped.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+from crmo_fhir.fhir.codings import SKS, SKS_DIAGNOSES, CodeSet
+
+MAX_URL = 1800
+BATCH = 20
+_COUNT = (("_count", "200"),)
+TEXT_WORDS = (
+    "crmo",
+    "cno",
+    "multifocal",
+    "multifokal",
+    "nonbacterial",
+    "non-bacterial",
+    "nonbakteriel",
+    "non-bakteriel",
+    "chronic multifocal",
+    "chronic recurrent multifocal",
+    "chronic nonbacterial",
+    "chronic non-bacterial",
+    "kronisk multifokal",
+    "kronisk rekurrent",
+    "kronisk recidiverende",
+)
+OBSERVATION_CATEGORIES = (
+    "social-history",
+    "vital-signs",
+    "imaging",
+    "laboratory",
+    "procedure",
+    "survey",
+    "exam",
+    "therapy",
+    "activity",
+)
+_SKS_DIAGNOSIS = re.compile(r"D[A-Z]\d{2,}")
+_SKS_SIDES = ("+TUL1", "+TUL2", "+TUL3")
+_SPECIAL = re.compile(r"([\\,|$])")
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """One search: type and parameters. `optional`: the server may refuse it. `patients`: the ids it asks for."""
+
+    type: str
+    params: tuple[tuple[str, str], ...]
+    optional: bool = False
+    patients: tuple[str, ...] = ()
+
+
+def escaped(value: str) -> str:
+    """Escape a value of a search parameter."""
+    return _SPECIAL.sub(r"\\\1", value)
+
+
+def _chunks(values: Iterable[str], name: str, limit: int, most: int) -> Iterator[list[str]]:
+    """Divide values so that each part, joined under `name`, stays below `limit` characters, `most` values at a time."""
+    chunk: list[str] = []
+    for value in values:
+        longer = [*chunk, value]
+        if chunk and (len(longer) > most or len(urlencode([(name, ",".join(longer)), *_COUNT])) > limit):
+            yield chunk
+            longer = [value]
+        chunk = longer
+    if chunk:
+        yield chunk
+
+
+def condition_tokens(crmo: CodeSet) -> list[tuple[str, str]]:
+    """The (system, code) pairs searched for; Danish SKS diagnoses also with the suffixes of side (`DM863+TUL1`).
+
+    A token search compares whole codes, so other suffixes are found only by a system-less or text search, if at all.
+    """
+    tokens: list[tuple[str, str]] = []
+    for system, code in crmo.search_tokens():
+        tokens.append((system, code))
+        if system in (SKS, SKS_DIAGNOSES) and _SKS_DIAGNOSIS.fullmatch(code):
+            tokens += [(system, code + side) for side in _SKS_SIDES]
+    return list(dict.fromkeys(tokens))
+
+
+def plan_conditions(crmo: CodeSet, base_length: int = 100) -> list[Search]:
+    """Searches for Conditions by every code of the set, as `system|code` and as bare `code`, below 1,800 characters.
+
+    The bare form finds the code under a system the set does not know by that URI; what it finds is checked locally.
+    """
+    tokens = condition_tokens(crmo)
+    values = [f"{escaped(system)}|{escaped(code)}" for system, code in tokens]
+    values += [escaped(code) for _, code in tokens]
+    limit = MAX_URL - base_length - len("/Condition?")
+    chunks = _chunks(dict.fromkeys(values), "code", limit, len(values))
+    return [Search("Condition", (("code", ",".join(chunk)), *_COUNT)) for chunk in chunks]
+
+
+def plan_text() -> list[Search]:
+    """Searches by the words of the disease (`code:text`), which a server may refuse."""
+    return [Search("Condition", (("code:text", ",".join(TEXT_WORDS)), *_COUNT), optional=True)]
+
+
+def declared(capability: Mapping[str, Any]) -> dict[str, set[str]]:
+    """The types a CapabilityStatement's server lists, each with the names of its search parameters."""
+    found: dict[str, set[str]] = {}
+    for rest in capability.get("rest") or ():
+        if not isinstance(rest, dict) or rest.get("mode", "server") != "server":
+            continue
+        common = {param.get("name") for param in rest.get("searchParam") or () if isinstance(param, dict)}
+        for resource in rest.get("resource") or ():
+            if isinstance(resource, dict) and isinstance(resource.get("type"), str):
+                own = {param.get("name") for param in resource.get("searchParam") or () if isinstance(param, dict)}
+                names = found.setdefault(resource["type"], set())
+                names |= {name for name in own | (common if own else set()) if isinstance(name, str)}
+    return found
+
+
+def patient_parameter(type_name: str, names: set[str]) -> str:
+    """The search parameter of a type that names its patient, as the server declares it."""
+    usual, other = ("subject", "patient") if type_name == "AdverseEvent" else ("patient", "subject")
+    return other if other in names and usual not in names else usual
+
+
+def plan_patient(
+    type_name: str, ids: Sequence[str], capability: Mapping[str, Any], base_length: int = 100
+) -> list[Search]:
+    """Searches for all of one type of these patients, 20 patients at a time.
+
+    Empty for a type the server does not list, and for Medication, which belongs to no patient.
+    """
+    types = declared(capability)
+    if type_name not in types or type_name == "Medication":
+        return []
+    if type_name == "Patient":
+        return plan_ids("Patient", ids, base_length)
+    name = patient_parameter(type_name, types[type_name])
+    form = "Patient/" if name == "subject" else ""
+    return _batches(type_name, name, form, ids, base_length)
+
+
+def plan_ids(type_name: str, ids: Sequence[str], base_length: int = 100) -> list[Search]:
+    """Searches for resources of one type by their ids, 20 at a time."""
+    return _batches(type_name, "_id", "", ids, base_length)
+
+
+def _batches(type_name: str, name: str, form: str, ids: Sequence[str], base_length: int) -> list[Search]:
+    limit = MAX_URL - base_length - len(type_name) - len("/?")
+    ordered = sorted(set(ids))
+    searches, position = [], 0
+    for chunk in _chunks((form + escaped(one) for one in ordered), name, limit, BATCH):
+        asked = tuple(ordered[position : position + len(chunk)])
+        position += len(chunk)
+        searches.append(Search(type_name, ((name, ",".join(chunk)), *_COUNT), patients=asked))
+    return searches
