@@ -17,8 +17,9 @@ from ibis.backends.sql.datatypes import DuckDBType
 
 from crmo_fhir.errors import IncompleteError, UsageError
 
-_LARGEST_OBJECT = 256 * 1024 * 1024
-"""No resource may be longer than this many bytes; a line above it is an error, never cut."""
+_MEGABYTE = 1024 * 1024
+_LONGEST_LINES = (16 * _MEGABYTE, 256 * _MEGABYTE)
+"""Bytes a line may have; the second is tried where the first does not do. A longer line is an error, never cut."""
 _PLACE = re.compile(r'in file "([^"]+)"(?:[^"]*?in line (\d+))?')
 
 
@@ -31,32 +32,28 @@ class Engine:
     sources: dict[str, str] = field(default_factory=dict)
 
     def read_ndjson(self, paths: Sequence[Path], columns: Mapping[str, str]) -> ibis.Table:
-        """The NDJSON files (.gz too) as one table of the given columns ({name: type in DuckDB's words}), in file order.
+        """Give NDJSON files (.gz too) as one table of `columns` ({name: type in DuckDB's words}), in file order.
 
         What a record holds beyond the columns is not read; a value that does not fit its type is an error when read.
         """
         name = f"ndjson_{len(self.sources) + 1}"
         files = ", ".join(_quoted(_without_wildcards(str(path))) for path in paths)
         fields = ", ".join(f"{_quoted(column)}: {_quoted(kind)}" for column, kind in columns.items())
-        longest = max((path.stat().st_size for path in paths if path.suffix != ".gz"), default=0)
-        zipped = any(path.suffix == ".gz" for path in paths)
-        size = _LARGEST_OBJECT if zipped else min(max(longest, 1024 * 1024), _LARGEST_OBJECT)
         self.sources[name] = (
             f"SELECT * FROM read_json([{files}], format = 'newline_delimited', columns = {{{fields}}}, "  # noqa: S608
-            f"ignore_errors = false, maximum_object_size = {size})"
+            "ignore_errors = false"
         )
         schema = {column: _data_type(kind) for column, kind in columns.items()}
         return ibis.table(schema, name=name)
 
     def to_pandas(self, expression: ibis.Table) -> pd.DataFrame:
-        """The rows of a table expression; every column has dtype object, missing values are None.
+        """Run a table expression; every column has dtype object, missing values are None.
 
         Raises IncompleteError where a record does not fit, naming file and line at most.
         """
         used = sorted({node.name for node in expression.op().find(ops.UnboundTable)})
-        sources = ", ".join(f'"{name}" AS ({self.sources[name]})' for name in used)
         query = self.compiler.to_sqlglot(expression).sql(dialect="duckdb")
-        rows = self._rows(f"WITH {sources} SELECT * FROM ({query})")  # noqa: S608 - built by Ibis
+        rows = self._rows(used, query)
         names = list(expression.columns)
         values = zip(*rows, strict=True) if rows else ([] for _ in names)
         series = {index: pd.Series(list(column), dtype=object) for index, column in enumerate(values)}
@@ -64,11 +61,17 @@ class Engine:
         frame.columns = pd.Index(names, dtype=object)
         return frame
 
-    def _rows(self, query: str) -> list[tuple[object, ...]]:
-        try:
-            return self.connection.execute(query).fetchall()
-        except duckdb.Error as error:
-            message = str(error)
+    def _rows(self, used: list[str], query: str) -> list[tuple[object, ...]]:
+        message = ""
+        for size in _LONGEST_LINES:
+            limit = f", maximum_object_size = {size})"
+            sources = ", ".join(f'"{name}" AS ({self.sources[name]}{limit})' for name in used)
+            try:
+                return self.connection.execute(f"WITH {sources} SELECT * FROM ({query})").fetchall()  # noqa: S608
+            except duckdb.Error as error:
+                message = str(error)
+            if "maximum_object_size" not in message:
+                break
         if several := re.search(r"\[crmo-fhir: ([^\]]*)\]", message):
             raise IncompleteError(several.group(1))
         place = _PLACE.search(message)
@@ -114,5 +117,5 @@ def _quoted(text: str) -> str:
 
 
 def _without_wildcards(path: str) -> str:
-    """A path is a name, never a pattern."""
+    """Escape what DuckDB would read as a pattern."""
     return re.sub(r"[*?\[]", lambda match: f"[{match.group()}]", path)

@@ -1,7 +1,7 @@
 """Clinical rules as tables: a few rows in, the rows a reader expects out.
 
 A table is text with `|` between cells, the first line naming the columns; an empty cell is missing, `,` separates the
-members of a list. What a story does not say has a default: one girl, A, born 1996-01-01, CRMO recorded 2004-12-01, the
+members of a list (`none` for an empty one). What a story does not say has a default: one girl, A, born 1996-01-01, CRMO recorded 2004-12-01, the
 last record of anybody on 2013-01-01.
 """
 
@@ -107,7 +107,7 @@ def facts_of(**given: str) -> dict[str, pd.DataFrame]:
 
 def _cells(name: str, row: Mapping[str, str], number: int) -> dict[str, Any]:
     cells: dict[str, Any] = {
-        column: [part.strip() for part in cell.split(",")] if column in LISTS else cell for column, cell in row.items()
+        column: [part.strip() for part in cell.split(",") if part.strip() != "none"] if column in LISTS else cell for column, cell in row.items()
     }
     if name in KEYS and KEYS[name][0] not in cells:
         key, resource_type = KEYS[name]

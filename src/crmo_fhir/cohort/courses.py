@@ -17,7 +17,7 @@ from crmo_fhir.model.parameters import Parameters
 from crmo_fhir.model.tables import RUNGS
 
 ESCALATIONS = frozenset(
-    {"MTX", "TNF", "BP", "SSZ", "CSDMARD", "IL1", "IL6", "IL12-23", "IL17", "IL23", "COSTIM", "JAK", "PDE4", "RANKL"}
+    {"MTX", "TNF", "BP", "SSZ", "CSDMARD", "IL1", "IL6", "IL12-23", "IL17", "IL23", "IL", "BIOLOGIC", "COSTIM", "JAK", "PDE4", "RANKL"}
 )
 """Classes whose later start ends the attribution window of an earlier course (clinical rules §3)."""
 
@@ -262,6 +262,8 @@ def _describe(course: Course, child: Child, events: list[Row], censored: date, p
     course.indication = "both" if {"crmo", "other"} <= told else told.pop() if told else "missing"
     course.exposure_days = max(((course.end or max(censored, course.start)) - course.start).days, 0)
     course.stop_reason = _stop_reason(course, events, parameters)
+    if course.end is not None and course.end > censored and course.stop_reason == "unknown":
+        course.stop_reason = "ongoing"  # supplied or infused beyond the last contact: nothing says that it stopped
     if course.indication == "other":
         course.left_out = "other disease"
     elif (child.diagnosis.point - course.start).days > parameters.prevalent_days:

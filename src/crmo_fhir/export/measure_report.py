@@ -93,9 +93,11 @@ def _checked(resource: Mapping[str, Any]) -> Json:
     """The resource with its elements in the order of FHIR, checked against the R4 model."""
     name = str(resource.get("resourceType", ""))
     try:
-        model = get_fhir_model_class(name).model_validate(dict(resource))
-    except KeyError:
-        raise UsageError(f"mappings: `{name}` is no FHIR R4 resource type; correct the artifact") from None
+        model_class = get_fhir_model_class(name)
+    except ValueError:
+        raise UsageError("mappings: a Measure or Library is no FHIR R4 resource type; correct the artifact") from None
+    try:
+        model = model_class.model_validate(dict(resource))
     except ValidationError as error:
         place = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise UsageError(f"the {name} is not valid FHIR R4 at {place}; correct it in mappings/") from None
@@ -155,7 +157,9 @@ def _stratifier(
 ) -> Json:
     name = stratifier["code"]["coding"][0]["code"]
     proportion = _is_proportion(group)
-    populations = [p for p in group["population"] if initial_known or not proportion or _code(p) != "initial-population"]
+    populations = [
+        p for p in group["population"] if initial_known or not proportion or _code(p) != "initial-population"
+    ]
     strata = [
         {
             "value": _value(name, row.stratum),
@@ -262,10 +266,11 @@ def _text(text: str) -> str:
 
 
 def _narrative(figures: Figures, study: Study, measure: Mapping[str, Any]) -> str:
+    period = f"{study.start.isoformat()} to {study.end.isoformat()}"
+    heads = "".join(f"<th>{head}</th>" for head in ("Group", "n", "N", "%", "95 % interval"))
     lines = [
-        f"<p>{_escaped(measure['title'])}. Diagnosis {study.start.isoformat()} to {study.end.isoformat()}. "
-        f"Reported by {_escaped(study.reporter)}.</p>",
-        "<table><thead><tr><th>Group</th><th>n</th><th>N</th><th>%</th><th>95 % interval</th></tr></thead><tbody>",
+        f"<p>{_escaped(measure['title'])}. Diagnosis {period}. Reported by {_escaped(study.reporter)}.</p>",
+        f"<table><thead><tr>{heads}</tr></thead><tbody>",
     ]
     for group in measure["group"]:
         row = _overall(figures, group["id"])

@@ -11,12 +11,13 @@ from datetime import date
 from fractions import Fraction
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from crmo_fhir.export.table1 import (
     COHORT_STRATIFIERS,
     TREATMENT_GROUPS,
     Figures,
-    computed,
+    compare,
     limits,
     mean,
     percent,
@@ -103,9 +104,11 @@ def report_html(results: Sequence[Result], study: Study, printed: Sequence[Mappi
     return environment.get_template("report.html.j2").render(
         study=study,
         interval=_INTERVALS.get(study.parameters.interval, study.parameters.interval),
-        treatment=[_line(name, row, _not_evaluable(figures, group)) for group, name, row in _treatment(figures)],
+        treatment=[
+            (group, _line(name, row, _not_evaluable(figures, group))) for group, name, row in _treatment(figures)
+        ],
         missing=[name for group, name in TREATMENT_GROUPS.items() if figures.overall(group) is None],
-        printed=None if printed is None else [{**row, "computed": computed(results, row)} for row in printed],
+        printed=None if printed is None else compare(results, printed),
         cohort=figures.overall("cohort"),
         cohort_tables=[
             (name, [_line(row.stratum, row) for row in figures.strata("cohort", key)])
@@ -126,10 +129,15 @@ def report_html(results: Sequence[Result], study: Study, printed: Sequence[Mappi
 
 
 def _clean(value: object) -> object:
-    """Text without control and formatting characters (among them those that turn the direction of text)."""
-    if not isinstance(value, str):
+    """Text without control and formatting characters (among them those that turn the direction of text).
+
+    Markup comes from the template's own macros, where each value has been cleaned and escaped before.
+    """
+    if not isinstance(value, str) or isinstance(value, Markup):
         return value
-    return "".join(c if c in "\t\n" or unicodedata.category(c) not in {"Cc", "Cf", "Cs", "Co"} else "\ufffd" for c in value)
+    return "".join(
+        c if c in "\t\n" or unicodedata.category(c) not in {"Cc", "Cf", "Cs", "Co"} else "\ufffd" for c in value
+    )
 
 
 def _line(name: str, row: Result, extra: str = "") -> Line:
@@ -181,9 +189,10 @@ def _lines(figures: Figures) -> Iterator[tuple[str, Line | None, Line | None]]:
 def _strata(figures: Figures) -> Iterator[tuple[str, str, list[tuple[str, list[Line]]]]]:
     for group, name, row in _treatment(figures):
         tables = [
-            (_STRATIFIERS.get(key, key), [_line(r.stratum, r) for r in figures.strata(group, key)])
+            (_STRATIFIERS.get(key, key), [_line(r.stratum, r) for r in figures.strata(group, key) if r.N])
             for key in figures.stratifiers(group)
         ]
+        tables = [(key, rows) for key, rows in tables if rows]
         if tables:
             yield name, row.unit, tables
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 
+from crmo_fhir.errors import UsageError
 from crmo_fhir.export.results import csv_text
 from crmo_fhir.model.results import Result
 
@@ -146,25 +147,38 @@ def table1_rows(results: Sequence[Result]) -> Iterator[tuple[str, Result]]:
     yield from strata("tnfi-lines", "line-ended", "TNF-α last line")
 
 
-def computed(results: Sequence[Result], row: Mapping[str, str]) -> str:
-    """Our figure for one row of a published comparison, written as the row's `show` says.
+def compare(results: Sequence[Result], printed: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """The rows of a published comparison, each with our figure added as `computed`, written as its `show` says.
 
     In `show` the words `n`, `N`, `percent` and `mean` stand for the figures, everything else for itself
-    (`n of N (percent)`). Empty for a row that names no group, `not computed` for one we have no result for.
+    (`n of N (percent)`). `computed` is empty for a row that names no group, and `not computed` for one we have no
+    result for. Raises UsageError, naming the row, for rows without the columns of `PRINTED_COLUMNS`.
     """
+    figures = Figures(tuple(results))
+    rows = []
+    for number, row in enumerate(printed, start=1):
+        if not all(isinstance(row.get(column), str) for column in PRINTED_COLUMNS):
+            columns = ", ".join(PRINTED_COLUMNS)
+            raise UsageError(f"published figures, row {number}: it must hold {columns}; correct the file")
+        own = {column: row[column] for column in PRINTED_COLUMNS}
+        rows.append({**own, "computed": _computed(figures, row)})
+    return rows
+
+
+def _computed(figures: Figures, row: Mapping[str, str]) -> str:
     if not row["group"]:
         return ""
-    result = Figures(tuple(results)).find(row["group"], row["stratifier"], row["stratum"])
+    result = figures.find(row["group"], row["stratifier"], row["stratum"])
     if result is None:
         return "not computed"
     share = percent(result)
-    figures = {
+    words = {
         "n": str(result.n),
         "N": str(result.N),
         "percent": f"{share} %" if share else "–",
         "mean": mean(result) or "–",
     }
-    return re.sub(r"\b(?:n|N|percent|mean)\b", lambda match: figures[match[0]], row["show"] or "n")
+    return re.sub(r"\b(?:n|N|percent|mean)\b", lambda match: words[match[0]], row["show"] or "n")
 
 
 def table1_csv(results: Sequence[Result], printed: Sequence[Mapping[str, str]] | None = None) -> str:
@@ -179,14 +193,12 @@ def table1_csv(results: Sequence[Result], printed: Sequence[Mapping[str, str]] |
         return csv_text(_TABLE, ((name, *_figures(figures, row), row.note) for name, row in rows))
     lines: list[Sequence[str | int | float | None]] = []
     named = set()
-    for source in printed:
+    for source in compare(results, printed):
         key = (source["group"], source["stratifier"], source["stratum"])
         named.add(key)
         result = figures.find(*key)
         cells = _figures(figures, result) if result else (None,) * (len(_TABLE) - 2)
-        lines.append(
-            (source["id"], source["quantity"], source["printed"], computed(results, source), *cells, source["note"])
-        )
+        lines.append((source["id"], source["quantity"], source["printed"], source["computed"], *cells, source["note"]))
     for name, row in rows:
         if (row.group, row.stratifier, row.stratum) not in named:
             lines.append(("", name, "", "", *_figures(figures, row), row.note))

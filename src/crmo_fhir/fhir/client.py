@@ -211,6 +211,7 @@ class FhirClient:
         self,
         base: str,
         token: str | Callable[[], str] | None = None,
+        *,
         retry_budget: float = RETRY_BUDGET,
         ca_file: Path | None = None,
         timeout: float = TIMEOUT,
@@ -290,7 +291,9 @@ class FhirClient:
         kind = statement.get("resourceType")
         if kind != "CapabilityStatement":
             older = " (DSTU2 or older)" if kind == "Conformance" else ""
-            raise IncompleteError(f"{self.host} answers metadata with no CapabilityStatement{older}; check the base URL")
+            raise IncompleteError(
+                f"{self.host} answers metadata with no CapabilityStatement{older}; check the base URL"
+            )
         version = statement.get("fhirVersion")
         if not isinstance(version, str) or not _VERSIONS.match(version):
             shown = version if isinstance(version, str) and re.fullmatch(r"[\w.-]{1,20}", version) else "no version"
@@ -350,9 +353,7 @@ class FhirClient:
                 "run again, the server's data may have changed in between"
             )
 
-    def _page(
-        self, answer: Answer, type_name: str, account: Account, where: str
-    ) -> tuple[dict[str, Any], list[Match]]:
+    def _page(self, answer: Answer, type_name: str, account: Account, where: str) -> tuple[dict[str, Any], list[Match]]:
         page = self._resource(answer)
         if page["resourceType"] == "OperationOutcome":
             said = ", ".join(issue_codes(page, ("fatal", "error", "warning", "information")))
@@ -387,7 +388,9 @@ class FhirClient:
             if not isinstance(identity, str) or not identity:
                 raise IncompleteError(f"{where}, entry {index}: a resource without id")
             if is_subsetted(resource):
-                raise IncompleteError(f"{where}, entry {index}: the server sent only a part of the resource (SUBSETTED)")
+                raise IncompleteError(
+                    f"{where}, entry {index}: the server sent only a part of the resource (SUBSETTED)"
+                )
             full_url = entry.head.get("fullUrl")
             full_url = full_url if isinstance(full_url, str) else None
             matches.append(Match(kind, identity, resource, strict.compact(entry.resource), full_url, account.pages))
@@ -572,7 +575,9 @@ class FhirClient:
         self._met = True
         with response:
             names = {name.lower(): value for name, value in response.headers.items()}
-            content = _unpack(self._chunks(response, started, silence), names.get("content-encoding", "").strip().lower())
+            content = _unpack(
+                self._chunks(response, started, silence), names.get("content-encoding", "").strip().lower()
+            )
         self.server_date = self.server_date or names.get("date", "")
         framed = "content-length" in names or "chunked" in names.get("transfer-encoding", "").lower()
         return Answer(response.status_code, names, content, url, framed)

@@ -295,6 +295,14 @@ class CodeMap:
         found = () if code is None else (self._of(qualifier, coding.display) for qualifier in code.qualifiers)
         return tuple(one for one in found if one is not None)
 
+    def translate_text(self, text: str) -> str | None:
+        """The target of the first phrase of the local text system that stands in a free text as whole words."""
+        words = f" {fold(text)} "
+        for (system, phrase), targets in self._targets.items():
+            if system == TEXT and f" {fold(phrase)} " in words:
+                return targets[0].code
+        return None
+
     def targets(self) -> frozenset[str]:
         """List every code the map can answer."""
         return frozenset(target.code for found in self._targets.values() for target in found)

@@ -46,7 +46,7 @@ TAKEN = {
     "MedicationRequest": {"active", "completed", "stopped", "ended"},
     "MedicationDispense": {"completed", "in-progress", "unknown"},
     "MedicationAdministration": {"completed", "in-progress"},
-    "Procedure": {"completed", "in-progress", "unknown"},
+    "Procedure": {"completed", "in-progress", "stopped", "unknown"},
 }
 """Statuses that mean the drug was taken, given or (for orders) meant to be (edge cases E10 to E14)."""
 NO_ORDER = {"proposal", "plan", "option"}
@@ -79,8 +79,8 @@ class _Reader:
                 continue
             compiled = compiled or compile_view(view)
             for row in run_view(self.engine, compiled, [(file.path, file.base)]).to_dict("records"):
-                key = Key(file.base, file.type, row["key"])
-                row["key"] = self.known.setdefault(key, f"{file.prefix}{file.type}/{row['key']}")
+                key = Key(file.base, file.type, row["key"].partition("/")[2])
+                row["key"] = self.known.setdefault(key, file.prefix + row["key"])
                 row["base"] = file.base
                 found.append(row)
         return found
@@ -92,7 +92,7 @@ class _Reader:
             found[row["key"]].append(row)
         return found
 
-    def list(self, row: Row, reason: str, patient: str | None = None) -> None:
+    def note(self, row: Row, reason: str, patient: str | None = None) -> None:
         """Note a record that could not be used as it is."""
         self.listed.append({"source": row["key"], "resource_type": type_of(row["key"]), "reason": reason, "patient": patient})
 
@@ -103,7 +103,7 @@ class _Reader:
         key = resolve(reference, row["base"], self.known, self.aliases, self.identifiers)
         if key is None:
             kind = parse(reference, row["base"]).kind
-            self.list(row, f"{element}: {'reference to another server' if kind == 'foreign' else 'reference to no record here'}")
+            self.note(row, f"{element}: {'reference to another server' if kind == 'foreign' else 'reference to no record here'}")
             return None
         return self.known[key]
 
@@ -117,7 +117,7 @@ class _Reader:
             logical = {"identifier": {"system": row["subject_system"], "value": row["subject_value"]}}
             return self.reference(row, logical, "subject")
         if row["subject"] is None:
-            self.list(row, "no subject")
+            self.note(row, "no subject")
         return self.reference(row, row["subject"], "subject")
 
     def date(self, row: Row, *names: str) -> PartialDate | None:
@@ -130,7 +130,7 @@ class _Reader:
                 continue
             if (when := parse_date(str(text), self.zone)) is not None:
                 return when
-            self.list(row, "malformed date")
+            self.note(row, "malformed date")
         return None
 
     def seen(self, key: str, patient: str | None, *dates: PartialDate | None) -> None:
@@ -260,7 +260,7 @@ def _patient_links(reader: _Reader, patients: list[Row]) -> Iterator[Row]:
             if described[first] == described[other]:
                 yield {"patient": first, "other": other, "type": "same-identifier"}
             else:
-                reader.list({"key": other}, "shares an identifier with another child", other)
+                reader.note({"key": other}, "shares an identifier with another child", other)
 
 
 def _encounters(reader: _Reader, rows: Iterable[Row]) -> dict[str, PartialDate]:
@@ -281,7 +281,7 @@ def _verification(reader: _Reader, row: Row) -> str:
     if codes:
         return str(codes[0])
     if row["verification"] or row["verification_text"]:
-        reader.list(row, "verificationStatus not understood")
+        reader.note(row, "verificationStatus not understood")
         return "unconfirmed"
     return "confirmed"
 
@@ -333,10 +333,7 @@ def _conditions(
 
 def _side(reader: _Reader, codings: Iterable[Coding]) -> str | None:
     """The laterality that codings name, themselves or by a suffix or qualifier; both where they name left and right."""
-    sides = reader.artifacts.concept_map("side")
-    named = {
-        side for coding in codings for side in (sides.translate(coding), *sides.translate_qualifiers(coding)) if side
-    }
+    named = {side for coding in codings if (side := reader.artifacts.side(coding))}
     return "both" if len(named) > 1 else named.pop() if named else None
 
 
@@ -395,9 +392,7 @@ def _exposures(
                 text = row.get("medication_text") or row.get("medication_text_r5") or row.get("text")
                 reader.not_placed(resource_type, coded, text)
             continue
-        once = resource_type in {"MedicationAdministration", "Procedure"} and (
-            end is None or (start is not None and (end.high - start.low).days <= 1)
-        )
+        once = RUNG_OF[resource_type] == "administration" and _once(row, start, end)
         for agent, drug_class in agents:
             yield {
                 "source": row["key"],
@@ -434,6 +429,13 @@ def _period(reader: _Reader, resource_type: str, row: Row) -> tuple[PartialDate 
         reader.date(row, "start", "start_datetime", "start_r5", "start_datetime_r5"),
         reader.date(row, "end", "end_r5"),
     )
+
+
+def _once(row: Row, start: PartialDate | None, end: PartialDate | None) -> bool:
+    """Whether a drug was given at one time (a dateTime, or a period of hours), and not over a period."""
+    if end is not None:
+        return start is not None and (end.high - start.low).days <= 1
+    return row["start"] is None and row["start_r5"] is None
 
 
 def _supply_days(row: Row) -> float | None:
@@ -550,11 +552,11 @@ def _lab(reader: _Reader, row: Row, patient: str | None, analyte: str, when: Par
     value = row["quantity"] if row["quantity"] is not None else row["value_integer"]
     unit = row["quantity_code"] or row["quantity_unit"]
     if value is None:
-        reader.list(row, f"{analyte} without a value", patient)
+        reader.note(row, f"{analyte} without a value", patient)
         return None
     converted = convert(analyte, str(value), unit)
     if converted is None:
-        reader.list(row, f"{analyte} without a unit" if not unit else f"{analyte} in a unit not known for it", patient)
+        reader.note(row, f"{analyte} without a unit" if not unit else f"{analyte} in a unit not known for it", patient)
         return None
     return {
         "lab": row["key"],

@@ -203,7 +203,7 @@ class _Parser:
         name = _unescape(text[2:-1]) if text[1] == "`" else text[1:]
         if name in self.constants:
             return self.constants[name]
-        if name in ("rowIndex", "resource", "rootResource", "context"):
+        if name in ("rowIndex", "resource", "rootResource"):
             return VariableSyntax(f"%{name}")
         raise PathError(f"the constant %{name} is not defined")
 
@@ -438,12 +438,12 @@ class Scope:
     numbers: dict[object, int] = field(default_factory=dict)
 
     def number(self, what: object) -> int:
-        """The number of a scope: equal filters of equal sources are one, so that they are computed once."""
+        """Give the number of a scope: equal filters of equal sources are one, so that they are computed once."""
         return self.numbers.setdefault(what, len(self.numbers) + 1)
 
 
 def resource_scope(resource_type: str) -> Scope:
-    """The scope of a whole resource. Raises PathError where the element table does not hold the type."""
+    """Start at a whole resource. Raises PathError where the element table does not hold the type."""
     if resource_type not in RESOURCE_TYPES:
         raise PathError(f"the resource type {resource_type} is not among those a view can read")
     root = Focus(0, (resource_type,))
@@ -451,7 +451,7 @@ def resource_scope(resource_type: str) -> Scope:
 
 
 def type_path(syntax: Syntax, scope: Scope) -> tuple[Node, ...]:
-    """The routes of a path, at least one. Raises PathError for an element, function or comparison there is not."""
+    """Give the routes of a path, at least one. Raises PathError for an element, function or comparison there is not."""
     match syntax:
         case LiteralSyntax(value, name):
             return (Literal(value, (name,)),)
@@ -498,7 +498,7 @@ def boolean_route(routes: tuple[Node, ...], what: str) -> Node:
 
 
 def descend_routes(paths: Iterable[Syntax], scope: Scope) -> tuple[Node, ...]:
-    """The route of `repeat`: what the paths give on the focus, then on what they gave, to the bottom.
+    """Give the route of `repeat`: what the paths give on the focus, then on what they gave, to the bottom.
 
     A path an item's type does not have gives nothing there: a `repeat` walks through items of several types. Raises
     PathError for a path that no type has.
@@ -519,7 +519,7 @@ def descend_routes(paths: Iterable[Syntax], scope: Scope) -> tuple[Node, ...]:
 
 
 def _there(paths: tuple[Syntax, ...], scope: Scope) -> tuple[Node, ...]:
-    """The routes of the paths that exist on the scope."""
+    """Give the routes of those paths that exist on the scope."""
     found: list[Node] = []
     for path in paths:
         try:
@@ -544,9 +544,9 @@ def _member(routes: tuple[Node, ...], name: str) -> tuple[Node, ...]:
                 fields.setdefault(field_name, set()).add((fhir_type, listed))
         for field_name, kinds in fields.items():
             shapes = {listed for _, listed in kinds}
-            listed = shapes.pop() if len(shapes) == 1 else None
+            one_shape = shapes.pop() if len(shapes) == 1 else None
             types = tuple(sorted({fhir_type for fhir_type, _ in kinds}))
-            found.append(Field(route, field_name, types, listed, many=route.many or listed is not False))
+            found.append(Field(route, field_name, types, one_shape, many=route.many or one_shape is not False))
     if not found:
         owners = sorted({owner for route in routes for owner in route.types})
         raise PathError(f"there is no element {name} in {' or '.join(owners) or 'nothing'} (FHIR R4 to R5)")
@@ -554,7 +554,7 @@ def _member(routes: tuple[Node, ...], name: str) -> tuple[Node, ...]:
 
 
 def _fields(owner: str, name: str) -> Iterable[tuple[str, str, bool]]:
-    """The JSON fields that hold the element: (field, type, whether it is a list)."""
+    """List the JSON fields that hold the element: (field, type, whether it is a list)."""
     owners = RESOURCE_TYPES if owner == "Resource" else (owner,)
     for each in owners:
         known = elements_of(each)

@@ -8,7 +8,7 @@ fhir.resources models by the tests.
 import functools
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -42,7 +42,7 @@ def is_element(name: str) -> bool:
 
 @functools.cache
 def elements_of(fhir_type: str) -> Mapping[str, tuple[tuple[str, bool], ...]]:
-    """The elements of a type: {name: ((type, whether it is a list), …)}; empty for a type the table does not hold."""
+    """List the elements of a type: {name: ((type, whether it is a list), …)}; empty for a type the table does not hold."""
     table = _table()
     own = table.get(fhir_type, {})
     if is_primitive(fhir_type):
@@ -63,7 +63,7 @@ class Shape:
     fields: "dict[str, Shape]" = field(default_factory=dict)
 
     def column_type(self) -> str:
-        """The type in the engine's words."""
+        """Give the type in DuckDB's words."""
         if self.leaf == "JSON":
             return "JSON"
         inner = self.leaf
@@ -73,13 +73,8 @@ class Shape:
         return f"{inner}[]" if self.listed else inner
 
 
-def misfit_of_number(value: str) -> bool:
-    """Whether the text is no JSON number."""
-    return _NUMBER.fullmatch(value) is None
-
-
 def find_misfit(resource: Mapping[str, Any], resource_type: str) -> str | None:
-    """The path of the first element whose JSON shape does not fit the element table; None when all fit.
+    """Find the first element whose JSON shape does not fit the element table: its path, None when all fit.
 
     Only elements the table knows are looked at: an object where a list or a plain value is declared, a list where one
     item is, a plain value where an object is, text for true or false, text for a number unless it reads as one.
@@ -101,7 +96,7 @@ def _misfit(item: Mapping[str, Any], owner: str, path: str) -> str | None:
 
 def _misfit_of_field(value: object, kinds: tuple[tuple[str, bool], ...], place: str) -> str | None:
     listed = {many for _, many in kinds}
-    if isinstance(value, list) and True not in listed or not isinstance(value, list) and False not in listed:
+    if (isinstance(value, list) and True not in listed) or (not isinstance(value, list) and False not in listed):
         return place
     types = [name for name, many in kinds if many == isinstance(value, list)]
     for position, each in enumerate(value if isinstance(value, list) else [value]):
@@ -126,12 +121,12 @@ def _misfit_of_item(value: object, fhir_type: str, place: str) -> str | None:
         return _misfit(value, fhir_type, place) if isinstance(value, dict) else place
     if isinstance(value, (dict, list)) or isinstance(value, bool) != (fhir_type == "boolean"):
         return place
-    return place if fhir_type in _NUMBERS and misfit_of_number(str(value)) else None
+    return place if fhir_type in _NUMBERS and not _NUMBER.fullmatch(str(value)) else None
 
 
 @functools.cache
 def _json_fields(owner: str) -> Mapping[str, tuple[tuple[str, bool], ...]]:
-    """The JSON fields of a type, choices spelled out."""
+    """List the JSON fields of a type, choices spelled out."""
     found: dict[str, tuple[tuple[str, bool], ...]] = {}
     for name, kinds in elements_of(owner).items():
         if not name.endswith("[x]"):

@@ -83,7 +83,7 @@ class Select:
     or_null: bool = False
 
     def all_columns(self) -> Iterator[Column]:
-        """The columns in the order of the result; those of a unionAll are those of its first branch."""
+        """List the columns in the order of the result; those of a unionAll are those of its first branch."""
         yield from self.columns
         for select in self.selects:
             yield from select.all_columns()
@@ -104,7 +104,7 @@ class CompiledView:
     uses_base: bool
 
     def bind(self, table: ibis.Table, base: str | None) -> ibis.Table:
-        """The rows of the view over a table of `schema`, whose records' own service base is `base` (None: unknown)."""
+        """Give the rows of the view over a table of `schema`, whose records' own service base is `base` (None: unknown)."""
         return _Builder(self, table, base).table_of_rows()
 
 
@@ -127,12 +127,7 @@ def compile_view(view: Mapping[str, Any]) -> CompiledView:
     if not body:
         raise UsageError(f"{reader.where}: `select` is missing; give at least one column")
     select = Select(selects=tuple(reader.read_select(each, with_scope) for each in body))
-    where = []
-    for clause in _listed(view, "where", reader.where):
-        path = clause.get("path") if isinstance(clause, dict) else None
-        where.append(
-            reader.checked(lambda p=path: boolean_route(reader.routes(p, with_scope), "a where"), f"where {path}")
-        )
+    where = tuple(reader.read_where(clause, with_scope) for clause in _listed(view, "where", reader.where))
     columns = tuple(column.name for column in select.all_columns())
     if not columns:
         raise UsageError(f"{reader.where}: it has no column")
@@ -140,7 +135,7 @@ def compile_view(view: Mapping[str, Any]) -> CompiledView:
         raise UsageError(f"{reader.where}: the column {twice[0]} is there twice; give each its own name")
     nodes = [*_nodes_of(select), *where]
     uses_base = any(isinstance(node, ReferenceKey) for top in nodes for node in _walk(top))
-    return CompiledView(name or resource, resource, columns, _read_schema(nodes), select, tuple(where), uses_base)
+    return CompiledView(name or resource, resource, columns, _read_schema(nodes), select, where, uses_base)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +145,7 @@ class _Reader:
     where: str
     constants: dict[str, LiteralSyntax]
 
-    def checked(self, work: Callable[[], Any], place: str) -> Any:  # noqa: ANN401 - whatever the work gives
+    def checked(self, work: Callable[[], Any], place: str) -> Any:
         try:
             return work()
         except PathError as error:
@@ -176,6 +171,11 @@ class _Reader:
                 raise UsageError(f"{self.where}: the constant {name} must hold a plain value")
             found[name] = LiteralSyntax(value, fhir_type)
         return found
+
+    def read_where(self, clause: object, scope: Scope) -> Node:
+        path = clause.get("path") if isinstance(clause, dict) else None
+        test: Node = self.checked(lambda: boolean_route(self.routes(path, scope), "a where"), f"where {path}")
+        return test
 
     def read_select(self, body: object, scope: Scope) -> Select:
         if not isinstance(body, dict):
@@ -296,7 +296,7 @@ def _read_schema(nodes: list[Node]) -> dict[str, str]:
 
 
 def _shape_of(node: Node, root: Shape) -> Shape:
-    """The shape at which the elements of the node stand, made if it is not there yet."""
+    """Find the shape at which the elements of the node stand, made if it is not there yet."""
     match node:
         case Focus(origin=None):
             return root
@@ -395,7 +395,7 @@ class _Builder:
         source = select.each[0]
         array = self.items_of(source)
         if not source.many:
-            array = self.keep(ibis.array([array]), lambda item: item.notnull())
+            array = self.keep(ibis.array([array]), _is_there)
         if select.or_null:
             nothing = ibis.array([ibis.null(array.type().value_type)])
             array = ibis.ifelse(array.length() > 0, array, nothing)
@@ -447,7 +447,7 @@ class _Builder:
         return f"c{self.view.columns.index(column.name)}"
 
     def column(self, column: Column) -> ibis.Value:
-        """The value of a column in the type the column has in the whole view."""
+        """Build the value of a column in the type the column has in the whole view."""
         kind = self.kinds[column.name]
         node = column.value
         if not column.collection:
@@ -455,7 +455,7 @@ class _Builder:
             return _cast(value, _KIND_TYPES.get(kind, "string"))
         if not node.many:
             value = _cast(self.value(node), _KIND_TYPES.get(kind, "string"))
-            return self.keep(ibis.array([value]), lambda item: item.notnull())
+            return self.keep(ibis.array([value]), _is_there)
         target = _KIND_TYPES.get(kind, "string")
         array = self.items_of(node)
         return array if str(array.type().value_type) == target else self.map(array, lambda item, _: _cast(item, target))
@@ -463,13 +463,13 @@ class _Builder:
     # values
 
     def items_of(self, node: Node) -> Any:
-        """An array without nulls for a collection, null or empty where there is nothing; else the value itself."""
+        """Build an array without nulls for a collection, null or empty where there is nothing; else the value itself."""
         if not node.many or isinstance(node, Filter):
             return self.value(node)
-        return self.keep(self.value(node), lambda item: item.notnull())
+        return self.keep(self.value(node), _is_there)
 
     def one(self, node: Node, what: str) -> Any:
-        """The only value of the node; a record with several stops the run, naming `what`."""
+        """Build the only value of the node; a record with several stops the run, naming `what`."""
         if not node.many:
             return self.value(node)
         array = self.items_of(node)
@@ -480,7 +480,7 @@ class _Builder:
         return ibis.ifelse(array.length() > 1, _cast(stop, value.type()), value)
 
     def value(self, node: Node) -> Any:
-        """The expression of a node: a value, or an array that may be null and hold nulls where the node is many.
+        """Build the expression of a node: a value, or an array that may be null and hold nulls where the node is many.
 
         A node that depends on the resource alone is built once, so that `….system` and `….code` share their filter.
         """
@@ -492,7 +492,7 @@ class _Builder:
 
     def build(self, node: Node) -> Any:
         match node:
-            case Literal(value, types):
+            case Literal(value):
                 return _literal(value, kind_of(node))
             case Focus(scope, _, None):
                 return self.table
@@ -549,7 +549,7 @@ class _Builder:
             if not node.steps:
                 return itself
             self.items[node.scope] = item
-            children = self.keep(found_by(node.steps), lambda child: child.notnull())
+            children = self.keep(found_by(node.steps), _is_there)
             if depth == _DEEPEST:
                 text = f"[crmo-fhir: repeat of the view {self.view.name} meets more than {_DEEPEST} levels] "
                 stop = ibis.literal(text).concat(children.length().cast("string")).cast("int64").cast("string")
@@ -558,7 +558,7 @@ class _Builder:
                 [itself, self.map(children, lambda child, _: with_children(child, depth + 1)).flatten()]
             )
 
-        top = self.keep(found_by(node.sources), lambda item: item.notnull())
+        top = self.keep(found_by(node.sources), _is_there)
         return self.map(top, lambda item, _: with_children(item, 1)).flatten()
 
     def field(self, node: Field) -> Any:
@@ -574,7 +574,7 @@ class _Builder:
 
             def keep(item: ibis.Value) -> ibis.Value:
                 self.items[scope] = item
-                return item.notnull() & self.one(test, "where()")
+                return _is_there(item) & self.one(test, "where()")
 
             return self.keep(self.value(source), keep)
         item = self.value(source)
@@ -590,7 +590,7 @@ class _Builder:
         if source.many:
             return (self.items_of(source).length() > 0).fill_null(False)
         value = self.value(source)
-        return value.condition.fill_null(False) if isinstance(value, _Guarded) else value.notnull()
+        return value.condition.fill_null(False) if isinstance(value, _Guarded) else _is_there(value)
 
     def several(self, parts: tuple[Node, ...], node: Several) -> Any:
         target = _KIND_TYPES.get(_output_kind(node), "string")
@@ -600,7 +600,7 @@ class _Builder:
         for part in parts:
             array = self.items_of(part)
             if not part.many:
-                array = self.keep(ibis.array([array]), lambda item: item.notnull())
+                array = self.keep(ibis.array([array]), _is_there)
             arrays.append(self.map(array, lambda item, _: _cast(item, target)))
         return _concatenated(arrays)
 
@@ -639,7 +639,7 @@ class _Builder:
         for node in (left, right):
             array = self.items_of(node)
             if not node.many:
-                array = self.keep(ibis.array([array]), lambda item: item.notnull())
+                array = self.keep(ibis.array([array]), _is_there)
             arrays.append(self.map(array, lambda item, _: _cast(item, target)))
         first, second = arrays
         there = (first.length() > 0) & (second.length() > 0)
@@ -686,7 +686,11 @@ def _uses_index(select: Select, number: int) -> bool:
     return any(isinstance(node, RowIndex) and node.level == number for top in _nodes_of(select) for node in _walk(top))
 
 
-def _any(found: list[Any]) -> Any:  # noqa: ANN401 - an Ibis value
+def _is_there(value: Any) -> Any:
+    return value.notnull()  # noqa: PD004 - Ibis, not pandas
+
+
+def _any(found: list[Any]) -> Any:
     result = found[0]
     for each in found[1:]:
         result = result | each
@@ -702,12 +706,12 @@ def _stands_on_resource(node: Node) -> bool:
     return False
 
 
-def _concatenated(arrays: list[Any]) -> Any:  # noqa: ANN401 - an Ibis value
+def _concatenated(arrays: list[Any]) -> Any:
     """One array of all; `concat` would repeat every argument in the query, and give null where one is null."""
     return ibis.array(arrays).flatten() if len(arrays) > 1 else arrays[0]
 
 
-def _literal(value: object, kind: str) -> Any:  # noqa: ANN401 - an Ibis value
+def _literal(value: object, kind: str) -> Any:
     if value is None:
         return ibis.null("string")
     if kind == "decimal":
@@ -715,7 +719,7 @@ def _literal(value: object, kind: str) -> Any:  # noqa: ANN401 - an Ibis value
     return ibis.literal(value, type={"boolean": "boolean", "integer": "int64"}.get(kind, "string"))
 
 
-def _cast(value: Any, target: object) -> Any:  # noqa: ANN401 - an Ibis value
+def _cast(value: Any, target: object) -> Any:
     wanted = dt.dtype(target)
     return value if value.type() == wanted else value.cast(wanted)
 
@@ -729,7 +733,7 @@ def _comparison_type(left: Node, right: Node) -> str:
     return "float64" if kinds and kinds <= {"integer", "decimal"} else "string"
 
 
-def _compare_dates(operator: str, left: Any, right: Any) -> Any:  # noqa: ANN401 - Ibis values
+def _compare_dates(operator: str, left: Any, right: Any) -> Any:
     """Dates to the precision both have; where that does not decide, null (FHIRPath N1, comparison)."""
     if operator == "!=":
         return ~_compare_dates("=", left, right)
@@ -742,8 +746,8 @@ def _compare_dates(operator: str, left: Any, right: Any) -> Any:  # noqa: ANN401
     return ibis.cases((zoned, instants), (undecided, ibis.null("boolean")), else_=compare(first, second))
 
 
-def _boundary(value: Any, source: Node, *, high: bool) -> Any:  # noqa: ANN401 - an Ibis value
-    """The least or greatest value of the written precision (FHIRPath, lowBoundary and highBoundary)."""
+def _boundary(value: Any, source: Node, *, high: bool) -> Any:
+    """Give the least or greatest value of the written precision (FHIRPath, lowBoundary and highBoundary)."""
     kind = kind_of(source)
     if kind == "decimal":
         places = value.cast("string").re_extract(r"\.(\d+)", 1).length()
@@ -762,13 +766,13 @@ def _boundary(value: Any, source: Node, *, high: bool) -> Any:  # noqa: ANN401 -
     )
 
 
-def _filled(value: Any, template: str) -> Any:  # noqa: ANN401 - an Ibis value
-    """The text with what it lacks taken from the template."""
+def _filled(value: Any, template: str) -> Any:
+    """Take what the text lacks from the template."""
     return value.concat(ibis.literal(template).substr(value.length()))
 
 
-def _last_day(filled: Any, written: Any, *, high: bool) -> Any:  # noqa: ANN401 - an Ibis value
-    """The filled date with the true last day, where only year and month were written."""
+def _last_day(filled: Any, written: Any, *, high: bool) -> Any:
+    """Set the true last day of the month where only year and month were written."""
     if not high:
         return filled
     year, month = filled.substr(0, 4).cast("int64"), filled.substr(5, 2)
@@ -779,14 +783,14 @@ def _last_day(filled: Any, written: Any, *, high: bool) -> Any:  # noqa: ANN401 
     return ibis.ifelse(written.length() == len("2005-03"), exact, filled)
 
 
-def _key(reference: Any, pattern: str) -> Any:  # noqa: ANN401 - an Ibis value
+def _key(reference: Any, pattern: str) -> Any:
     return ibis.ifelse(reference.re_search(pattern), reference.re_extract(pattern, 1), ibis.null("string"))
 
 
 def _taker(node: Field) -> Callable[[Any], Any]:
     """How the field is taken out of an item: a struct, or JSON where FHIR gives no one shape."""
 
-    def take(item: Any) -> Any:  # noqa: ANN401 - an Ibis value
+    def take(item: Any) -> Any:
         if isinstance(item, ibis.expr.types.JSONValue):
             return _from_json(item[node.name], node)
         taken = item[node.name]
@@ -797,19 +801,19 @@ def _taker(node: Field) -> Callable[[Any], Any]:
     return take
 
 
-def _from_json(value: Any, node: Field) -> Any:  # noqa: ANN401 - an Ibis value
+def _from_json(value: Any, node: Field) -> Any:
     if node.listed is False:
         return _plain_json(value, node)
     array = value.array
     if node.listed is None:
         single = ibis.array([value])
-        array = ibis.ifelse(value.typeof() == "array", array, ibis.ifelse(value.notnull(), single, array))
+        array = ibis.ifelse(value.typeof() == "array", array, ibis.ifelse(_is_there(value), single, array))
     if is_primitive(node.types[0]):
         return array.map(lambda each: _plain_json(each, node))
     return array
 
 
-def _plain_json(value: Any, node: Field) -> Any:  # noqa: ANN401 - an Ibis value
+def _plain_json(value: Any, node: Field) -> Any:
     if not is_primitive(node.types[0]):
         return value
     kind = kind_of(node)
@@ -819,7 +823,7 @@ def _plain_json(value: Any, node: Field) -> Any:  # noqa: ANN401 - an Ibis value
 
 
 def run_view(engine: Engine, compiled: CompiledView, files: Sequence[tuple[Path, str | None]]) -> pd.DataFrame:
-    """The rows of the view over NDJSON files (.gz too), each with the service base of its records (None: unknown).
+    """Run the view over NDJSON files (.gz too), each with the service base of its records (None: unknown).
 
     Columns in the order of the view, dtype object, missing values None; rows in the order of files, lines and lists.
     Raises IncompleteError for a record that does not fit FHIR, or gives several values where the view takes one.
@@ -840,7 +844,7 @@ def run_view(engine: Engine, compiled: CompiledView, files: Sequence[tuple[Path,
 
 
 def _by_base(compiled: CompiledView, files: Sequence[tuple[Path, str | None]]) -> list[tuple[str | None, list[Path]]]:
-    """The files in runs of one base, in their order; one run where the view asks for no reference key."""
+    """Group the files in runs of one base, in their order; one run where the view asks for no reference key."""
     runs: list[tuple[str | None, list[Path]]] = []
     for path, base in files:
         known = base if compiled.uses_base else None

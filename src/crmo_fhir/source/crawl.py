@@ -174,7 +174,9 @@ def _conditions(run: _Crawl, crmo: CodeSet, text: CodeSet) -> list[Match]:
         except RefusedError as error:
             if error.status not in _NOT_TAKEN:
                 raise
-            _warn(run, f"the server refuses the search by text ({error.status}): diagnoses in words alone are not found")
+            _warn(
+                run, f"the server refuses the search by text ({error.status}): diagnoses in words alone are not found"
+            )
             continue
         found += [match for match in matches if selection.qualifies(match.resource, crmo, text)]
     return found
@@ -291,7 +293,10 @@ def _sharing(run: _Crawl, people: dict[str, Person]) -> set[str]:
         except RefusedError as error:
             if error.status not in _NOT_TAKEN:
                 raise
-            _warn(run, f"the server refuses Patient/_search ({error.status}): records with a shared identifier may be missing")
+            _warn(
+                run,
+                f"the server refuses Patient/_search ({error.status}): records with a shared identifier may be missing",
+            )
             return ids
         for match in matches:
             one = selection.person(_key(run, match), match.resource)

@@ -17,7 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import msgspec
 
@@ -178,7 +178,7 @@ def _listed(path: Path, pull: Pull) -> list[tuple[Path, str]]:
 
     for folder, folders, names in os.walk(path, onerror=refuse, followlinks=False):
         folders[:] = sorted(
-            name for name in folders if not name.startswith(".") and name != "__MACOSX" and name != "lost+found"
+            name for name in folders if not name.startswith(".") and name not in ("__MACOSX", "lost+found")
         )
         links += sum(Path(folder, name).is_symlink() for name in folders)
         for name in sorted(names):
@@ -206,7 +206,7 @@ def _open(path: Path) -> IO[bytes]:
     """Open a file for reading, unpacked where it is gzip by its first bytes."""
     with path.open("rb") as stream:
         packed = stream.read(2) == _GZIP
-    return gzip.open(path) if packed else path.open("rb")
+    return cast("IO[bytes]", gzip.open(path)) if packed else path.open("rb")
 
 
 def _look_at(path: Path, name: str, found: _Found, pull: Pull) -> None:
@@ -262,7 +262,7 @@ def _document_kind(path: Path, name: str, start: bytes) -> str:
         return ""  # a study's own quarantine
     if isinstance(value, dict) and "resourceType" in value:
         return "lines"
-    if _LINES_NAME.search(name) and not (first in (b"{", b"[") or first[:2] in (b"[{",)):
+    if _LINES_NAME.search(name) and not (first in (b"{", b"[") or first[:2] == b"[{"):
         return "lines"
     if path.name.lower() in ("manifest.json", "manifest.json.gz") or b'"transactionTime"' in start:
         whole = _whole(path, name)
@@ -346,7 +346,7 @@ class _guarded:  # noqa: N801
 
 
 def _lines(path: Path, name: str) -> Iterator[bytes]:
-    """The lines of a file, divided at `\\n` only: U+2028, U+2029 and U+0085 stand inside a line."""
+    """Divide a file at line feeds only: U+2028, U+2029 and U+0085 stand inside a line."""
     with _guarded(path, name) as stream:
         number = 0
         while line := stream.readline(MAX_DOCUMENT + 1):
@@ -427,7 +427,7 @@ def _is_bundle(raw: bytes) -> bool:
 
 
 def _readable(raw: bytes) -> str:
-    """Text of broken input for the quarantine, which is UTF-8; what is no UTF-8 shows as `\\xNN`."""
+    """Text of broken input for the quarantine, which is UTF-8; bytes that are not show as their hexadecimal numbers."""
     return raw[:1_000_000].decode("utf-8", "backslashreplace")
 
 
@@ -778,12 +778,12 @@ def _hydrate(found: _Found, pull: Pull, kept: dict[Key, _Kept]) -> None:
             break
     lost = Counter(key.type for key in asked if key not in kept)
     for kind in sorted(lost):
-        pull.warnings.append(f"{lost[kind]} {kind} resources are referred to and not in the source (or somebody else's)")
+        pull.warnings.append(
+            f"{lost[kind]} {kind} resources are referred to and not in the source (or somebody else's)"
+        )
 
 
-def _report(
-    found: _Found, pull: Pull, people: dict[Key, Person], candidates: set[Key], kept: dict[Key, _Kept]
-) -> None:
+def _report(found: _Found, pull: Pull, people: dict[Key, Person], candidates: set[Key], kept: dict[Key, _Kept]) -> None:
     """Fill in the account: records in order, counts, and the ledger of candidates and types."""
     pull.records = [kept[key].record for key in sorted(kept, key=lambda key: (key.type, key.id, key.base or ""))]
     pull.broken.sort(key=lambda item: (item.file, _natural(item.place)))

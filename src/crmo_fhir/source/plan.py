@@ -1,6 +1,6 @@
-"""Which searches are asked of a server (pure: value sets, patients and CapabilityStatement in, searches out).
+r"""Which searches are asked of a server (pure: value sets, patients and CapabilityStatement in, searches out).
 
-FHIR R4 search: values of one parameter joined by `,` are alternatives; `\\`, `,`, `|` and `$` in a value are escaped.
+FHIR R4 search: values of one parameter joined by `,` are alternatives; `\`, `,`, `|` and `$` in a value are escaped.
 """
 
 import re

@@ -18,6 +18,8 @@ HYDRATED = ("Medication", "Encounter", "ImagingStudy", "MedicationRequest")
 _SAME_PERSON = ("replaced-by", "replaces")
 _PASSED_USES = ("temp", "old")
 
+_NEVER = datetime(1, 1, 1, tzinfo=UTC)
+
 Resource = Mapping[str, Any]
 
 
@@ -76,9 +78,7 @@ def person(key: Key, patient: Resource) -> Person:
         system, value = _text(item.get("system")), _text(item.get("value"))
         if system and value and item.get("use") not in _PASSED_USES:
             identifiers.add((system.strip(), value.strip()))
-    links = [
-        link.get("other") for link in map(_dict, _list(patient.get("link"))) if link.get("type") in _SAME_PERSON
-    ]
+    links = [link.get("other") for link in map(_dict, _list(patient.get("link"))) if link.get("type") in _SAME_PERSON]
     return Person(
         key,
         frozenset(identifiers),
@@ -128,15 +128,15 @@ def age(resource: Resource) -> tuple[datetime, int]:
 def instant(value: object) -> datetime:
     """A FHIR instant as a time; the beginning of time for what is none."""
     try:
-        then = datetime.fromisoformat(value) if isinstance(value, str) else datetime.min
+        then = datetime.fromisoformat(value) if isinstance(value, str) else _NEVER
     except ValueError:
-        then = datetime.min
+        return _NEVER
     if then.tzinfo is None:
         return then.replace(tzinfo=UTC)
     try:
         return then.astimezone(UTC)
     except OverflowError:
-        return datetime.min.replace(tzinfo=UTC)
+        return _NEVER
 
 
 def newer(one: tuple[tuple[datetime, int], str], other: tuple[tuple[datetime, int], str]) -> bool:
