@@ -75,6 +75,8 @@ class Engine:
         if several := re.search(r"\[crmo-fhir: ([^\]]*)\]", message):
             raise IncompleteError(several.group(1))
         place = _PLACE.search(message)
+        if place and "Malformed JSON" in message:
+            raise IncompleteError(f"a line of {place.group(1)} is no JSON; get the file from its source again")
         where = f" in {place.group(1)}" + (f", line {place.group(2)}" if place.group(2) else "") if place else ""
         raise IncompleteError(f"a record{where} does not have the shape FHIR gives it; correct it at its source")
 

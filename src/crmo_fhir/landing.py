@@ -151,7 +151,7 @@ def _refuse(blocking: Sequence[Broken], study: Path, *, kept: bool) -> None:
     more = f" and {len(blocking) - 1} more" if len(blocking) > 1 else ""
     where = "the earlier complete pull is kept" if kept else f"see {study / 'raw' / 'quarantine.ndjson'}"
     raise IncompleteError(
-        f"{first.file}:{first.place}: cannot be read ({first.reason}){more}; {where}; correct the source and extract again"
+        f"{first.file}:{first.place.removeprefix('line ')}: cannot be read ({first.reason}){more}; {where}; correct the source and extract again"
     )
 
 

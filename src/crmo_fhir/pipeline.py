@@ -67,7 +67,7 @@ def extract(
     artifacts = Artifacts.load(mappings)
     is_server = source.startswith(("http://", "https://"))
     name = source.rstrip("/") if is_server else str(Path(source).resolve())
-    request = {"source": name, "mappings": artifacts.digest, "parameters": _plain(parameters)}
+    request = {"source": name, "mappings": artifacts.digest, **_plain(parameters)}
     if not is_server and not Path(source).exists():
         raise UsageError(f"{source}: no such file or folder; name a FHIR base URL, a folder or a file")
     landing_exists = study.exists()
@@ -123,7 +123,7 @@ def _build(study: Path, artifacts: "Artifacts", tell: Tell) -> None:
     request = raw.manifest["request"]
     if request["mappings"] != artifacts.digest:
         raise UsageError(f"{study}: extracted with other mappings; give the same --mappings, or extract into a new folder")
-    parameters = _parameters(request["parameters"])
+    parameters = _parameters(request)
     with open_engine() as engine:
         facts, type_counts = read_facts(engine, artifacts, raw.files, raw.aliases, ZoneInfo(parameters.time_zone))
     cohort = derive_cohort(facts, type_counts, parameters, date.fromisoformat(raw.manifest["extracted"]))
@@ -167,7 +167,7 @@ def measure(
         raw = landing.open_raw(study)
         built = landing.open_cohort(study, raw)
         artifacts = Artifacts.load(mappings)
-        parameters = _parameters(raw.manifest["request"]["parameters"])
+        parameters = _parameters(raw.manifest["request"])
         folder = study / "cohort"
         names = ("patients", "foci", "courses", "assessments", "labs", "imaging")
         tables = {
@@ -191,18 +191,18 @@ def measure(
 
 def demo(study: Path, *, tell: Tell = lambda _: None) -> Measured:
     """The whole way on the bundled cohort, without a network; the printed figures travel with it."""
-    folder = demonstration()
-    window = Parameters(since=date(2002, 1, 1), until=date(2011, 12, 31))
-    extract(str(folder), study, window, tell=tell)
-    return measure(study, published=folder.parent / "published" / "printed.csv")
+    fixtures = demonstration()
+    window = json.loads((fixtures / "published" / "window.json").read_text(encoding="utf-8"))
+    extract(str(fixtures / "demonstration"), study, _parameters(window), tell=tell)
+    return measure(study, published=fixtures / "published" / "printed.csv")
 
 
 def demonstration() -> Path:
-    """The bundled records: in the installed package, else in the checkout."""
-    packaged = Path(str(package_files("crmo_fhir"))) / "fixtures" / "demonstration"
-    checkout = Path(__file__).resolve().parents[2] / "fixtures" / "demonstration"
+    """The folder of the bundled records and of the figures printed for them: in the package, else in the checkout."""
+    packaged = Path(str(package_files("crmo_fhir"))) / "fixtures"
+    checkout = Path(__file__).resolve().parents[2] / "fixtures"
     for folder in (packaged, checkout):
-        if folder.is_dir():
+        if (folder / "demonstration").is_dir():
             return folder
     raise IncompleteError(f"{packaged}: the demonstration is missing from this installation; install crmo-fhir again")
 
@@ -251,7 +251,8 @@ def _plain(parameters: Parameters) -> dict[str, Any]:
 
 def _parameters(plain: Mapping[str, Any]) -> Parameters:
     days = {"since", "until", "data_lock"}
-    return Parameters(**{k: date.fromisoformat(v) if k in days and v else v for k, v in plain.items()})
+    names = Parameters.__dataclass_fields__
+    return Parameters(**{k: date.fromisoformat(v) if k in days and v else v for k, v in plain.items() if k in names})
 
 
 def _csv(frame: "pd.DataFrame") -> bytes:

@@ -806,20 +806,17 @@ def _from_json(value: Any, node: Field) -> Any:
         return _plain_json(value, node)
     array = value.array
     if node.listed is None:
-        single = ibis.array([value])
-        array = ibis.ifelse(value.typeof() == "array", array, ibis.ifelse(_is_there(value), single, array))
-    if is_primitive(node.types[0]):
-        return array.map(lambda each: _plain_json(each, node))
-    return array
+        array = ibis.coalesce(array, ibis.array([value]))
+    return array.map(lambda each: _plain_json(each, node))
 
 
 def _plain_json(value: Any, node: Field) -> Any:
     if not is_primitive(node.types[0]):
-        return value
+        return ibis.ifelse(value.cast("string") != "null", value, ibis.null("json"))
     kind = kind_of(node)
     if kind == "boolean":
         return value.bool
-    return value.cast("string") if kind in ("integer", "decimal") else value.str
+    return value.cast("string").nullif("null") if kind in ("integer", "decimal") else value.str
 
 
 def run_view(engine: Engine, compiled: CompiledView, files: Sequence[tuple[Path, str | None]]) -> pd.DataFrame:
