@@ -1,27 +1,15 @@
-"""What every test may use: the program in process, the demonstration as a folder, one finished study."""
+"""What every test may use: the program in process, one finished study, real servers."""
 
-import os
+import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from servers import hapi as hapi_server
+from servers.records import resources
+from support import DEMONSTRATION, Ran, required
 
-from crmo_fhir import cli
-
-ROOT = Path(__file__).resolve().parents[1]
-DEMONSTRATION = ROOT / "fixtures" / "demonstration"
-PRINTED = ROOT / "fixtures" / "published" / "printed.csv"
-OUTPUTS = ("results.csv", "table1.csv", "measure.json", "measure-report.json")
-
-
-@dataclass(frozen=True)
-class Ran:
-    """How a command ended: exit code, stdout, stderr."""
-
-    code: int
-    out: str
-    err: str
+from crmo_fhir import cli, pipeline
 
 
 @pytest.fixture
@@ -42,13 +30,17 @@ def crmo(capsys, monkeypatch):
 @pytest.fixture(scope="session")
 def demo_study(tmp_path_factory) -> Path:
     """The demonstration, extracted and measured once."""
-    from crmo_fhir import pipeline
-
     study = tmp_path_factory.mktemp("demo") / "study"
     pipeline.demo(study)
     return study
 
 
-def required(what: str) -> bool:
-    """Whether this run must not skip `what` (CRMO_FHIR_REQUIRE=hapi,validator; .ci/run sets it)."""
-    return what in os.environ.get("CRMO_FHIR_REQUIRE", "").split(",")
+@pytest.fixture(scope="session")
+def hapi(tmp_path_factory):
+    """The base URL of a real HAPI server that holds the demonstration."""
+    missing = [tool for tool in ("java", "mvn") if shutil.which(tool) is None]
+    if missing and not required("hapi"):
+        pytest.skip(f"the HAPI server needs {' and '.join(missing)}")
+    with hapi_server.running(tmp_path_factory.mktemp("hapi") / "hapi.log") as base:
+        hapi_server.load(base, resources(DEMONSTRATION))
+        yield base

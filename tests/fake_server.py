@@ -11,6 +11,7 @@ A fault applies to the requests whose path holds `path`, after `skip` of them, `
 import gzip
 import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -90,7 +91,7 @@ class FakeServer:
         self.text_search = True
         self.lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"fake": self})
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._http = _Http(("127.0.0.1", 0), handler)
         self._http.daemon_threads = True
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
 
@@ -132,6 +133,13 @@ class FakeServer:
                     fault.times -= 1
                     return fault
         return None
+
+
+class _Http(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing when a client leaves in the middle of an answer."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
 
 
 def _values(value: str) -> list[str]:
@@ -236,7 +244,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[: len(body) // 2])
         else:
             self.wfile.write(body)
-        if kind:
+        if kind and kind != "gzip-cut":  # a cut inside intact framing leaves the connection as it is
             self.wfile.flush()
             self.close_connection = True
 

@@ -5,7 +5,7 @@ import json
 import shutil
 
 import pytest
-from conftest import DEMONSTRATION
+from support import DEMONSTRATION
 
 PATIENT = {"resourceType": "Patient", "id": "p1", "gender": "female", "birthDate": "1996-01-01"}
 CONDITION = {

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import OUTPUTS, PRINTED, ROOT
+from support import OUTPUTS, PRINTED, ROOT
 
 PUBLISHED = """
 group          | stratifier    | stratum    | n  | N

@@ -534,3 +534,24 @@ def test_versions_are_recognised(tmp_path: Path) -> None:
     pull = pull_of(tmp_path)
     assert pull.fhir_versions == ["5.0"]
     assert "m3" in ids(pull)
+
+
+def test_nesting_bombs_are_set_aside(tmp_path: Path) -> None:
+    as_lines(tmp_path, COHORT)
+    (tmp_path / "a.json").write_text("[" * 100_000 + "]" * 100_000)
+    start = '{"resourceType":"Bundle","type":"batch","entry":[{"resource":'
+    (tmp_path / "b.json").write_text(start + '{"resourceType":"Patient","a":' * 100_000)
+    pull = pull_of(tmp_path)
+    assert ids(pull) == KEPT
+    assert {broken.file for broken in pull.broken} == {"a.json", "b.json"}
+
+
+def test_what_refers_to_nobody_is_counted(tmp_path: Path) -> None:
+    more = [
+        about("Observation", "o8", "Patient/gone"),
+        {"resourceType": "Procedure", "id": "x"},
+        about("Observation", "o7", "Group/g"),
+    ]
+    as_lines(tmp_path, [*COHORT, *more])
+    warnings = pull_of(tmp_path).warnings
+    assert [warning[:15] for warning in warnings] == ["1 Observation r", "1 Procedure res"]

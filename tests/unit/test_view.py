@@ -334,7 +334,9 @@ def test_a_wrong_structure_is_refused(view: dict) -> None:
 
 
 def test_column_names_may_differ_in_case_or_be_key_words(engine: Engine, tmp_path: Path) -> None:
-    view = view_of("Patient", columns(a="id", A="gender", select="active"), {"forEachOrNull": "name", **columns(end="use")})
+    view = view_of(
+        "Patient", columns(a="id", A="gender", select="active"), {"forEachOrNull": "name", **columns(end="use")}
+    )
     patient = {"resourceType": "Patient", "id": "1", "gender": "female", "active": True}
     assert rows(engine, tmp_path, view, patient) == [{"a": "1", "A": "female", "select": True, "end": None}]
 
@@ -405,7 +407,10 @@ def test_rows_stand_in_the_order_of_files_lines_and_lists_whatever_the_threads(t
     files = [
         write(
             tmp_path / f"{part}.ndjson",
-            *({"resourceType": "Patient", "id": f"{part}-{n}", "name": [{"use": "a"}, {"use": "b"}]} for n in range(50)),
+            *(
+                {"resourceType": "Patient", "id": f"{part}-{n}", "name": [{"use": "a"}, {"use": "b"}]}
+                for n in range(50)
+            ),
         )
         for part in range(3)
     ]

@@ -141,7 +141,9 @@ def elements(raw: bytes) -> list[bytes]:
     """Cut a JSON array into the texts of its elements."""
     try:
         return [bytes(item) for item in msgspec.json.decode(raw, type=list[msgspec.Raw])]
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+    except RecursionError as error:
+        raise ValueError("the JSON is nested too deeply") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return [raw[start:end].strip() for _, start, end in _parts(raw)]
 
 

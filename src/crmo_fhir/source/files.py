@@ -31,6 +31,7 @@ from crmo_fhir.source import selection
 from crmo_fhir.source.selection import HYDRATED, Person
 
 MAX_DOCUMENT = 128 * 1024 * 1024
+MAX_NESTING = 4
 _BOM = b"\xef\xbb\xbf"
 _WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _GZIP = b"\x1f\x8b"
@@ -121,6 +122,7 @@ class _Found:
     relative: bool = False
     absolute: set[str] = field(default_factory=set)
     subsetted: int = 0
+    patients: set[int] = field(default_factory=set)
     own_base: str | None = None
     assigned: dict[Key, tuple[str, str]] = field(default_factory=dict)
 
@@ -383,12 +385,12 @@ def _unfold(piece: _Piece, broken: list[Broken] | None, file: _File, depth: int 
     outer = "" if piece.place == "line 1" and not file.lines else f"{piece.place} "
     prefix = f"{piece.origin}#" if file.lines or depth else f"{file.name}#"
     try:
-        if raw[:1] == b"[":
+        if raw[:1] == b"[" and depth <= MAX_NESTING:
             for index, element in enumerate(strict.elements(raw), 1):
                 place = f"{outer}entry {index}"
                 yield from _unfold(_Piece(element, place, f"{prefix}{index}", piece.document), broken, file, depth + 1)
             return
-        if depth > 8 or not _is_bundle(raw):
+        if depth > MAX_NESTING or not _is_bundle(raw):
             yield piece
             return
         _, entries = strict.bundle(raw)
@@ -533,6 +535,8 @@ def _note(key: Key, resource: dict[str, Any], piece: _Piece, found: _Found, *, a
         if member in resource:
             found.versions.add("4.0")
     found.subsetted += is_subsetted(resource)
+    if key.type == "Patient":
+        found.patients.add(hash((key.base, key.id)))  # a number each: there may be millions
     if key.base is None and not found.relative:
         for reference in references.references_in(resource):
             said = references.parse(reference, None)
@@ -699,8 +703,11 @@ def _keep(found: _Found, pull: Pull, people: dict[Key, Person], candidates: set[
         for identifier in people[key].identifiers:
             identifiers.setdefault(identifier, key)
     kinds = set(READ_TYPES) - {"Medication"}
+    nobodys: Counter[str] = Counter()
     for key, resource, piece, assigned in _resources(found, kinds):
         owner = _owner(key, resource, piece, found, candidates, identifiers)
+        if owner is None and key.type != "Patient":
+            nobodys[key.type] += _is_nobodys(key, resource, piece, found)
         if owner is not None or key in qualifying:
             _take(kept, key, resource, piece, owner, assigned=assigned)
     # A newer copy may be about somebody else, or be older than a deletion: then the older copies do not count.
@@ -713,9 +720,24 @@ def _keep(found: _Found, pull: Pull, people: dict[Key, Person], candidates: set[
     _drop_deleted(kept, found)
     unresolved = sum(not one.owners or next(iter(one.owners)) not in people for one in kept.values() if one.about)
     lost = sum(not one.about for one in kept.values())
+    for kind in sorted(nobodys):
+        if nobodys[kind]:
+            pull.warnings.append(f"{nobodys[kind]} {kind} resources refer to no Patient of the source")
     if unresolved or lost:
         pull.warnings.append(f"{unresolved + lost} kept resources refer to a patient whose record is not in the source")
     return kept
+
+
+def _is_nobodys(key: Key, resource: dict[str, Any], piece: _Piece, found: _Found) -> bool:
+    """Whether a resource refers to no Patient of the source; one about a Group or a Device refers to what it says."""
+    target = _target(selection.subject(resource), key.base, found, piece.document)
+    if not isinstance(target, Key):
+        return target is None
+    if target.type not in ("", "Patient"):
+        return False
+    # In the first pass nobody knew yet that the references name the base of the whole source.
+    base = None if target.base == found.own_base else target.base
+    return hash((base, target.id)) not in found.patients
 
 
 def _take(
