@@ -10,14 +10,13 @@ from pathlib import Path
 import duckdb
 import ibis
 import ibis.expr.datatypes as dt
-import ibis.expr.operations as ops
-import pandas as pd
 from ibis.backends.sql.compilers import DuckDBCompiler
 from ibis.backends.sql.datatypes import DuckDBType
 
 from crmo_fhir.errors import IncompleteError, UsageError
 
 _MEGABYTE = 1024 * 1024
+_RECORDS = "ndjson_records"
 _LONGEST_LINES = (16 * _MEGABYTE, 256 * _MEGABYTE)
 """Bytes a line may have; the second is tried where the first does not do. A longer line is an error, never cut."""
 _PLACE = re.compile(r'in file "([^"]+)"(?:[^"]*?in line (\d+))?')
@@ -29,45 +28,31 @@ class Engine:
 
     connection: duckdb.DuckDBPyConnection
     compiler: DuckDBCompiler = field(default_factory=DuckDBCompiler)
-    sources: dict[str, str] = field(default_factory=dict)
 
-    def read_ndjson(self, paths: Sequence[Path], columns: Mapping[str, str]) -> ibis.Table:
-        """Give NDJSON files (.gz too) as one table of `columns` ({name: type in DuckDB's words}), in file order.
+    def table(self, columns: Mapping[str, str]) -> ibis.Table:
+        """A table of records with these columns ({name: type in DuckDB's words}), to build expressions on."""
+        return ibis.table({column: _data_type(kind) for column, kind in columns.items()}, name=_RECORDS)
 
-        What a record holds beyond the columns is not read; a value that does not fit its type is an error when read.
+    def compile(self, expression: ibis.Table) -> str:
+        """The query of an expression over `table`, to be run over any files."""
+        return str(self.compiler.to_sqlglot(expression).sql(dialect="duckdb"))
+
+    def run(self, query: str, paths: Sequence[Path], columns: Mapping[str, str]) -> list[tuple[object, ...]]:
+        """The rows of a compiled query over NDJSON files (.gz too), in file order; missing values are None.
+
+        What a record holds beyond `columns` is not read. Raises IncompleteError where a record does not fit, naming
+        file and line at most.
         """
-        name = f"ndjson_{len(self.sources) + 1}"
         files = ", ".join(_quoted(_without_wildcards(str(path))) for path in paths)
         fields = ", ".join(f"{_quoted(column)}: {_quoted(kind)}" for column, kind in columns.items())
-        self.sources[name] = (
+        records = (
             f"SELECT * FROM read_json([{files}], format = 'newline_delimited', columns = {{{fields}}}, "  # noqa: S608
-            "ignore_errors = false"
+            "ignore_errors = false, maximum_object_size = "
         )
-        schema = {column: _data_type(kind) for column, kind in columns.items()}
-        return ibis.table(schema, name=name)
-
-    def to_pandas(self, expression: ibis.Table) -> pd.DataFrame:
-        """Run a table expression; every column has dtype object, missing values are None.
-
-        Raises IncompleteError where a record does not fit, naming file and line at most.
-        """
-        used = sorted({node.name for node in expression.op().find(ops.UnboundTable)})
-        query = self.compiler.to_sqlglot(expression).sql(dialect="duckdb")
-        rows = self._rows(used, query)
-        names = list(expression.columns)
-        values = zip(*rows, strict=True) if rows else ([] for _ in names)
-        series = {index: pd.Series(list(column), dtype=object) for index, column in enumerate(values)}
-        frame = pd.DataFrame(series)
-        frame.columns = pd.Index(names, dtype=object)
-        return frame
-
-    def _rows(self, used: list[str], query: str) -> list[tuple[object, ...]]:
         message = ""
         for size in _LONGEST_LINES:
-            limit = f", maximum_object_size = {size})"
-            sources = ", ".join(f'"{name}" AS ({self.sources[name]}{limit})' for name in used)
             try:
-                return self.connection.execute(f"WITH {sources} SELECT * FROM ({query})").fetchall()  # noqa: S608
+                return self.connection.execute(f"WITH {_RECORDS} AS ({records}{size})) SELECT * FROM ({query})").fetchall()  # noqa: S608
             except duckdb.Error as error:
                 message = str(error)
             if "maximum_object_size" not in message:

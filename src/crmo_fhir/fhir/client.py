@@ -62,6 +62,15 @@ class RefusedError(IncompleteError):
         self.codes = codes
 
 
+class ShortError(IncompleteError):
+    """A search came to its end with fewer matches than the server counts: `total`."""
+
+    def __init__(self, message: str, total: int) -> None:
+        """Keep what a caller may ask again with."""
+        super().__init__(message)
+        self.total = total
+
+
 class _AgainError(Exception):
     """One attempt failed in a way that may pass; `wait` is what the server asked for."""
 
@@ -313,7 +322,7 @@ class FhirClient:
         The matches are those of the asked type with `search.mode` match, or none where the server gives no modes.
         Raises IncompleteError where a page is no searchset, an entry has no resource or id, an outcome is an error, the
         self link lacks a parameter that was sent, a `next` leads off the origin or in circles, a resource is cut down
-        (SUBSETTED), or the total does not agree with the matches; else as `get`.
+        (SUBSETTED), or the total does not agree with the matches (ShortError where it is larger); else as `get`.
         """
         account = Account() if account is None else account
         prefer = {"Prefer": "handling=strict"}
@@ -347,11 +356,32 @@ class FhirClient:
             if url in seen_urls or without_news > MAX_PAGES_WITHOUT_NEWS:
                 raise IncompleteError(f"{where}: the next links go in circles; the search cannot be completed")
             seen_urls.add(url)
-        if account.total is not None and account.total != len(seen):
-            raise IncompleteError(
-                f"{self.host}, {type_name} search: the server counts {account.total} matches and sent {len(seen)}; "
-                "run again, the server's data may have changed in between"
+        if account.total is not None:
+            self.check_total(type_name, account.total, len(seen))
+
+    def check_total(self, type_name: str, total: int, sent: int) -> None:
+        """IncompleteError where a search sent more matches than the server counts, ShortError where it sent fewer."""
+        if total == sent:
+            return
+        counts = f"{self.host}, {type_name} search: the server counts {total} matches and sent {sent}"
+        if total > sent:
+            raise ShortError(
+                f"{counts} without a link to the rest; run again, and if it stays so, raise the server's page size", total
             )
+        raise IncompleteError(f"{counts}; run again, the server's data may have changed in between")
+
+    def count(self, type_name: str, params: Sequence[tuple[str, str]], *, post: bool = False) -> int | None:
+        """How many matches the server counts for a search (`_summary=count`), or None where it does not say.
+
+        Raises as `get`: a server that does not know `_summary` may refuse it.
+        """
+        asked = [*((name, value) for name, value in params if name != "_count"), ("_summary", "count")]
+        if post:
+            form = {"Content-Type": "application/x-www-form-urlencoded"}
+            answer = self._answer("POST", self._url(f"{type_name}/_search", ()), urlencode(asked).encode(), form)
+        else:
+            answer = self._answer("GET", self._url(type_name, asked))
+        return _total(self._resource(answer))
 
     def _page(self, answer: Answer, type_name: str, account: Account, where: str) -> tuple[dict[str, Any], list[Match]]:
         page = self._resource(answer)
@@ -360,9 +390,8 @@ class FhirClient:
             raise IncompleteError(f"{where}: an OperationOutcome ({said}) instead of a Bundle")
         if page["resourceType"] != "Bundle" or page.get("type") != "searchset":
             raise IncompleteError(f"{where}: not a Bundle of type searchset")
-        total = page.get("total")
-        if isinstance(total, int) and not isinstance(total, bool):
-            account.total = total
+        total = _total(page)
+        account.total = account.total if total is None else total
         try:
             _, entries = strict.bundle(answer.body.removeprefix(b"\xef\xbb\xbf"))
         except ValueError as error:
@@ -611,7 +640,13 @@ def is_subsetted(resource: Mapping[str, Any]) -> bool:
     """Whether a resource says that it is only a part of itself (FHIR R4 search, `_summary` and `_elements`)."""
     meta = resource.get("meta")
     tags = meta.get("tag") if isinstance(meta, dict) else None
-    return any(isinstance(tag, dict) and tag.get("code") == "SUBSETTED" for tag in tags or ())
+    found = tags if isinstance(tags, list) else []
+    return any(isinstance(tag, dict) and tag.get("code") == "SUBSETTED" for tag in found)
+
+
+def _total(page: Mapping[str, Any]) -> int | None:
+    total = page.get("total")
+    return total if isinstance(total, int) and not isinstance(total, bool) else None
 
 
 def _links(page: Mapping[str, Any]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from crmo_fhir.fhir.codings import Coding
 from crmo_fhir.fhir.dates import PartialDate, parse_date
 from crmo_fhir.fhir.references import Identifier, Key, parse, resolve
 from crmo_fhir.mapping.units import convert
-from crmo_fhir.mapping.view import compile_view, run_view
+from crmo_fhir.mapping.view import compile_view, run_by_base
 from crmo_fhir.model.records import RawFile
 from crmo_fhir.model.tables import FACTS, SEXES
 
@@ -65,24 +65,30 @@ class _Reader:
     zone: ZoneInfo
     known: dict[Key, str] = field(default_factory=dict)
     identifiers: dict[Identifier, Key] = field(default_factory=dict)
+    read: dict[str, list[Row]] = field(default_factory=dict)
     listed: list[Row] = field(default_factory=list)
     unmapped: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
     contacts: list[Row] = field(default_factory=list)
 
     def rows(self, view_name: str) -> list[Row]:
         """The rows of a shipped view over every landed file of its type; `key` names the resource, `base` its base."""
+        if view_name in self.read:
+            return self.read[view_name]
         view = self.artifacts.view(view_name)
-        compiled = None
+        files = [file for file in self.files if file.type == view["resource"]]
+        if not files:
+            return self.read.setdefault(view_name, [])
+        compiled = compile_view(view)
+        prefixes = {file.base: file.prefix for file in files}
         found = []
-        for file in self.files:
-            if file.type != view["resource"]:
-                continue
-            compiled = compiled or compile_view(view)
-            for row in run_view(self.engine, compiled, [(file.path, file.base)]).to_dict("records"):
-                key = Key(file.base, file.type, row["key"].partition("/")[2])
-                row["key"] = self.known.setdefault(key, file.prefix + row["key"])
-                row["base"] = file.base
+        for base, rows in run_by_base(self.engine, compiled, [(file.path, file.base) for file in files]):
+            for values in rows:
+                row: Row = dict(zip(compiled.columns, values, strict=True))
+                key = Key(base, view["resource"], row["key"].partition("/")[2])
+                row["key"] = self.known.setdefault(key, prefixes[base] + row["key"])
+                row["base"] = base
                 found.append(row)
+        self.read[view_name] = found
         return found
 
     def codings(self, view_name: str) -> dict[str, list[Row]]:
@@ -467,7 +473,12 @@ def _stop_reasons(reader: _Reader, resource_type: str, row: Row) -> list[str]:
     if "status_reason_code" not in row or (row["status"] or "") == "on-hold":
         return []
     reasons = reader.artifacts.concept_map("stop-reason")
-    codings = paired(row, "status_reason", *(["adherence_reason"] if "adherence_reason_code" in row else []))
+    codings = paired(row, "status_reason")
+    displays = row["status_reason_display"] or []
+    if len(displays) == len(codings):  # aligned only where every coding has one
+        codings = [Coding(c.system, c.code, display) for c, display in zip(codings, displays, strict=True)]
+    if "adherence_reason_code" in row:
+        codings += paired(row, "adherence_reason")
     found = {reason for coding in codings if (reason := reasons.translate(coding))}
     texts = [text for text in row["status_reason_text"] or () if text]
     found |= {reason for text in texts if (reason := reasons.translate_text(text))}

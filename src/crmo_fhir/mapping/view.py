@@ -6,7 +6,7 @@ Source: SQL on FHIR v2, ViewDefinition processing.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
@@ -825,28 +825,35 @@ def run_view(engine: Engine, compiled: CompiledView, files: Sequence[tuple[Path,
     Columns in the order of the view, dtype object, missing values None; rows in the order of files, lines and lists.
     Raises IncompleteError for a record that does not fit FHIR, or gives several values where the view takes one.
     """
-    frames = []
-    for base, paths in _by_base(compiled, files):
-        table = engine.read_ndjson(paths, compiled.schema)
-        frames.append(engine.to_pandas(compiled.bind(table, base)))
-    if not frames:
-        return pd.DataFrame({name: pd.Series([], dtype=object) for name in compiled.columns})
-    frame = frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
-    frame.columns = pd.Index(compiled.columns)
-    for column in _columns_of(compiled.select):
-        if column.collection:
-            values = [[] if value is None else value for value in frame[column.name]]
-            frame[column.name] = pd.Series(values, dtype=object)
-    return frame
+    rows = [row for _, found in run_by_base(engine, compiled, files) for row in found]
+    values: Iterable[Sequence[object]] = zip(*rows, strict=True) if rows else ([] for _ in compiled.columns)
+    return pd.DataFrame(
+        {name: pd.Series(list(column), dtype=object) for name, column in zip(compiled.columns, values, strict=True)}
+    )
 
 
-def _by_base(compiled: CompiledView, files: Sequence[tuple[Path, str | None]]) -> list[tuple[str | None, list[Path]]]:
-    """Group the files in runs of one base, in their order; one run where the view asks for no reference key."""
+def run_by_base(
+    engine: Engine, compiled: CompiledView, files: Sequence[tuple[Path, str | None]]
+) -> Iterator[tuple[str | None, list[tuple[object, ...]]]]:
+    """The rows of `run_view` as tuples, the files of one base after the other; the query is compiled once."""
+    queries: dict[str | None, str] = {}
+    empty = {index for index, column in enumerate(compiled.select.all_columns()) if column.collection}
+    for base, paths in _by_base(files):
+        known = base if compiled.uses_base else None
+        if known not in queries:
+            queries[known] = engine.compile(compiled.bind(engine.table(compiled.schema), known))
+        rows = engine.run(queries[known], paths, compiled.schema)
+        if empty:
+            rows = [tuple([] if v is None and i in empty else v for i, v in enumerate(row)) for row in rows]
+        yield base, rows
+
+
+def _by_base(files: Sequence[tuple[Path, str | None]]) -> list[tuple[str | None, list[Path]]]:
+    """Group the files in runs of one base, in their order."""
     runs: list[tuple[str | None, list[Path]]] = []
     for path, base in files:
-        known = base if compiled.uses_base else None
-        if runs and runs[-1][0] == known:
+        if runs and runs[-1][0] == base:
             runs[-1][1].append(path)
         else:
-            runs.append((known, [path]))
+            runs.append((base, [path]))
     return runs

@@ -322,7 +322,7 @@ COURSES = Table(
         Column("course_no", "count", "ordinal of the course in its class; empty for a course out of the figures"),
         Column("line_no", "count", "ordinal of the agent in its class; empty for a course out of the figures"),
         Column("start", "day", "first day (point estimate of a partial date)", required=True),
-        Column("end", "day", "last day; empty for ongoing"),
+        Column("end", "day", "last day; empty for ongoing; of infusions and dispenses the last one plus its interval"),
         Column("exposure_days", "count", "end - start, an ongoing course up to the censoring day", required=True),
         Column("stop_reason", "text", "class of the reason; `ongoing` without an end", required=True),
         Column("indication", "text", "what it was given for", required=True, values=("crmo", "both", "other", "missing")),

@@ -2,7 +2,8 @@
 
 Conditions by code and by text, checked again here; their patients, and the other records of the same persons; then
 every read type of those patients; then what these refer to. Whatever a server sends is tested against what was asked:
-servers ignore filters. A search that fails ends the run, so that a pull is whole or is none.
+servers ignore filters. What is already known to be there is looked for in what a search gives: servers find less than
+they hold. A search that fails ends the run, so that a pull is whole or is none.
 """
 
 from collections import Counter
@@ -12,7 +13,7 @@ from typing import Any
 
 from crmo_fhir.errors import IncompleteError
 from crmo_fhir.fhir import references
-from crmo_fhir.fhir.client import Account, FhirClient, Match, RefusedError
+from crmo_fhir.fhir.client import Account, FhirClient, Match, RefusedError, ShortError
 from crmo_fhir.fhir.codings import CodeSet
 from crmo_fhir.fhir.references import Key
 from crmo_fhir.model.records import READ_TYPES, LedgerRow, Pull, Record
@@ -43,6 +44,7 @@ class _Crawl:
     got: dict[Key, _Got] = field(default_factory=dict)
     aliases: dict[str, Key] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
+    countable: bool = True
     unverified: int = 0
 
 
@@ -50,8 +52,8 @@ def crawl(client: FhirClient, crmo: CodeSet, text: CodeSet) -> Pull:
     """Pull the candidates' records from a server.
 
     Raises NetworkError, SignInError and IncompleteError as the client does; IncompleteError too where the server sends
-    what was not asked for, does not send a patient it refers to, or does not list Patient or Condition. Nothing partial
-    is returned.
+    what was not asked for, does not send what it is known to hold (patients, Conditions of the search by code, records
+    that others refer to), or does not list Patient or Condition. Nothing partial is returned.
     """
     capability = client.capabilities()
     run = _Crawl(client, capability, plan.declared(capability), Pull(source=client.base, base=client.base))
@@ -62,10 +64,11 @@ def crawl(client: FhirClient, crmo: CodeSet, text: CodeSet) -> Pull:
     conditions = _conditions(run, crmo, text)
     people = _people(run, _subjects(run, conditions))
     ids = sorted(people)
+    known = {_key(run, match) for match in conditions if run.got[_key(run, match)].owners}
     for kind in READ_TYPES:
         if kind not in ("Patient", "Medication"):
-            _of_patients(run, kind, ids)
-    _hydrate(run)
+            _of_patients(run, kind, ids, known)
+    _hydrate(run, set(ids))
     _report(run, ids)
     return run.pull
 
@@ -88,12 +91,46 @@ def _describe(run: _Crawl) -> None:
 
 
 def _ask(run: _Crawl, search: Search, *, post: bool = False) -> list[Match]:
-    """Run one search to its end and take down how it went."""
+    """Run one search to its end.
+
+    Where the server counts more than it sends and links to no further page, all of it is asked for on one page, and
+    where that is not given, half as many values at a time. ShortError where one value alone has too many matches.
+    """
+    try:
+        return _once(run, search, post=post)
+    except ShortError as short:
+        if (wider := plan.widened(search, short.total)) is not None:
+            try:
+                return _once(run, wider, post=post)
+            except ShortError:
+                pass
+            except RefusedError as error:
+                if error.status not in _NOT_TAKEN:
+                    raise
+        halves = plan.halves(search)
+        if not halves:
+            raise
+    return [match for half in halves for match in _ask(run, half, post=post)]
+
+
+def _once(run: _Crawl, search: Search, *, post: bool) -> list[Match]:
+    """Run one search and take down how it went, with the server's count of its matches where that can be had."""
     params = search.params
     if "_total" in run.types.get(search.type, ()):
         params = (*params, ("_total", "accurate"))
     account = Account()
     matches = list(run.client.search(search.type, params, post=post, account=account))
+    if account.total is None and run.countable:
+        account.total = _counted(run, search, post=post)
+        if account.total is not None:
+            run.client.check_total(search.type, account.total, account.matches)
+    if account.total is None and account.pages == 1 and account.matches >= int(dict(params)["_count"]):
+        # A full page, no link and no count: only a larger page can tell whether there is more.
+        raise ShortError(
+            f"{run.client.host}, {search.type} search: a full page with no count and no link; whether there is more "
+            "cannot be known",
+            2 * account.matches,
+        )
     # A search by POST names persons in its body; what it asked for stays out of the account.
     said = [f"{name}={'' if post else value}" for name, value in params]
     run.pull.searches.append(
@@ -114,6 +151,18 @@ def _ask(run: _Crawl, search: Search, *, post: bool = False) -> list[Match]:
     for code in account.outcomes:
         _warn(run, f"{search.type} search: the server warns ({code})")
     return matches
+
+
+def _counted(run: _Crawl, search: Search, *, post: bool) -> int | None:
+    """The server's count of the matches of a search, asked for apart; a server that gives none is asked once."""
+    try:
+        total = run.client.count(search.type, search.params, post=post)
+    except RefusedError as error:
+        if error.status not in _NOT_TAKEN:
+            raise
+        total = None
+    run.countable = total is not None
+    return total
 
 
 def _warn(run: _Crawl, warning: str) -> None:
@@ -178,8 +227,31 @@ def _conditions(run: _Crawl, crmo: CodeSet, text: CodeSet) -> list[Match]:
                 run, f"the server refuses the search by text ({error.status}): diagnoses in words alone are not found"
             )
             continue
+        _check_text(run, found, matches)
         found += [match for match in matches if selection.qualifies(match.resource, crmo, text)]
     return found
+
+
+def _check_text(run: _Crawl, coded: list[Match], matches: list[Match]) -> None:
+    """Warn where Conditions that begin with the words are not among what the search by these words gave.
+
+    FHIR R4 3.1.1.4.10: `:text` compares the beginning of `code.text` and of the displays; some servers take it for a code.
+    """
+    known = {match.id for match in coded if any(said.startswith(plan.TEXT_WORDS) for said in _said(match))}
+    if lost := known - {match.id for match in matches}:
+        _warn(
+            run,
+            f"the server's search by text leaves out {len(lost)} of {len(known)} Conditions known to hold the words: "
+            "diagnoses in words alone may not be found",
+        )
+
+
+def _said(match: Match) -> list[str]:
+    """The text and the displays of a Condition's code, in lower case."""
+    code = match.resource.get("code")
+    text = code.get("text") if isinstance(code, dict) else None
+    displays = [coding.display for coding in selection.codings(code)]
+    return [said.casefold() for said in (text, *displays) if isinstance(said, str)]
 
 
 def _ignored(run: _Crawl, search: Search, name: str) -> IncompleteError:
@@ -190,17 +262,18 @@ def _ignored(run: _Crawl, search: Search, name: str) -> IncompleteError:
 
 def _subjects(run: _Crawl, conditions: list[Match]) -> set[str]:
     """The ids of the Conditions' patients; a Condition whose patient is not on this server is kept and counted."""
-    ids, lost = set(), 0
+    ids: set[str] = set()
+    lost: set[str] = set()
     for match in conditions:
         target = _target(run, selection.subject(match.resource))
         if target is not None and target.type == "Patient":
             ids.add(target.id)
             _take(run, match, [target.id])
         else:
-            lost += 1
+            lost.add(match.id)
             _take(run, match, [])
     if lost:
-        _warn(run, f"{lost} qualifying Conditions refer to no patient of this server")
+        _warn(run, f"{len(lost)} qualifying Conditions refer to no patient of this server")
     return ids
 
 
@@ -249,7 +322,10 @@ def _patients(run: _Crawl, ids: set[str], required: set[str], missing: set[str])
 
 def _linking(run: _Crawl, people: dict[str, Person]) -> set[str]:
     """The ids of Patient records that link to these, where the server can be asked (`Patient?link=`)."""
-    if "link" not in run.types["Patient"] or not people:
+    if not people:
+        return set()
+    if "link" not in run.types["Patient"]:
+        _warn(run, "the server lists no search Patient?link: records merged elsewhere may be missing")
         return set()
     ids: set[str] = set()
     for batch in plan.plan_ids("Patient", sorted(people), len(run.client.base) + 200):
@@ -264,7 +340,8 @@ def _linking(run: _Crawl, people: dict[str, Person]) -> set[str]:
             return ids
         for match in matches:
             linked = match.resource.get("link")
-            targets = [_target(run, link.get("other")) for link in linked or () if isinstance(link, dict)]
+            links = linked if isinstance(linked, list) else []
+            targets = [_target(run, link.get("other")) for link in links if isinstance(link, dict)]
             if not any(target is not None and target.id in batch.patients for target in targets):
                 raise _ignored(run, search, "link")
             one = selection.person(_key(run, match), match.resource)
@@ -281,7 +358,10 @@ def _linker(run: _Crawl) -> Callable[[object], Key | None]:
 def _sharing(run: _Crawl, people: dict[str, Person]) -> set[str]:
     """The ids of Patient records with an identifier of these, by POST: an identifier does not belong in a URL."""
     identifiers = sorted({identifier for one in people.values() for identifier in one.identifiers})
+    if not identifiers:
+        return set()
     if "identifier" not in run.types["Patient"]:
+        _warn(run, "the server lists no search Patient?identifier: records with a shared identifier may be missing")
         return set()
     ids: set[str] = set()
     for start in range(0, len(identifiers), plan.BATCH):
@@ -313,26 +393,36 @@ def _has_old_identifier(match: Match, batch: set[tuple[str, str]]) -> bool:
     """Whether the server was right and only we do not count the identifier (use temp or old, or another spelling)."""
     values = {value.casefold() for _, value in batch}
     items = match.resource.get("identifier")
-    return any(
-        isinstance(item, dict) and str(item.get("value", "")).strip().casefold() in values for item in items or ()
-    )
+    found = items if isinstance(items, list) else []
+    return any(isinstance(item, dict) and str(item.get("value", "")).strip().casefold() in values for item in found)
 
 
 # -------------------------------------------------------------------------------------------------- what is about them
 
 
-def _of_patients(run: _Crawl, kind: str, ids: list[str]) -> None:
-    """Fetch all of one type of these patients."""
+def _of_patients(run: _Crawl, kind: str, ids: list[str], known: set[Key]) -> None:
+    """Fetch all of one type of these patients; of what is known to be theirs, nothing may be missing."""
     if kind not in run.types:
         _warn(run, f"the server's CapabilityStatement lists no {kind}: none was asked for")
         return
+    missing = {key for key in known if key.type == kind}
     for search in plan.plan_patient(kind, ids, run.capability, len(run.client.base)):
         for part in _parts(run, search):
+            missing -= {_key(run, match) for match in part}
             for match in part:
                 target = _target(run, selection.subject(match.resource))
                 if target is None or target.type != "Patient" or target.id not in search.patients:
                     raise _ignored(run, search, search.params[0][0])
                 _take(run, match, [target.id])
+    if missing:
+        raise _lost(run, kind, len(missing))
+
+
+def _lost(run: _Crawl, kind: str, count: int) -> IncompleteError:
+    return IncompleteError(
+        f"{run.client.host}, {kind} search: the server leaves out {count} records of the patients asked for; its search "
+        "by patient cannot be relied on"
+    )
 
 
 def _parts(run: _Crawl, search: Search) -> list[list[Match]]:
@@ -349,10 +439,12 @@ def _parts(run: _Crawl, search: Search) -> list[list[Match]]:
     ]
 
 
-def _hydrate(run: _Crawl) -> None:
-    """Fetch the Medications, Encounters, ImagingStudies and MedicationRequests that are referred to, to the end."""
+def _hydrate(run: _Crawl, ids: set[str]) -> None:
+    """Fetch the Medications, Encounters, ImagingStudies and MedicationRequests that are referred to, to the end.
+
+    One that is about a patient of these `ids` was left out by the search for all of that patient's (IncompleteError).
+    """
     lost: Counter[str] = Counter()
-    foreign: set[Key] = set()
     done: set[Key] = set()
     tried: set[Key] = set()
     while fresh := [key for key in run.got if key not in done]:
@@ -370,10 +462,16 @@ def _hydrate(run: _Crawl) -> None:
             keys = {key for key in asked if key.type == kind} - set(run.got) - tried
             tried |= keys
             for match in _by_id(run, kind, sorted(key.id for key in keys)):
-                if selection.subject(match.resource) is not None:
-                    foreign.add(_key(run, match))  # all about our patients was fetched: this is somebody else's
-                else:
+                subject = selection.subject(match.resource)
+                about = _target(run, subject)
+                if subject is None:
                     _take(run, match, asked[_key(run, match)])
+                elif about is None or about.type != "Patient" or about.id not in ids:
+                    continue  # somebody else's
+                elif kind in run.types:
+                    raise _lost(run, kind, 1)
+                else:
+                    _take(run, match, [about.id])
             lost[kind] += len(keys - set(run.got))
     for kind, count in sorted(lost.items()):
         if count:

@@ -458,8 +458,9 @@ def _check(file: _File, found: _Found, pull: Pull, crmo: CodeSet, text: CodeSet)
         if kind not in READ_TYPES:
             continue
         identity, assigned = _identity(resource, piece)
-        if identity is None:
-            broken.append(Broken(file.name, piece.place, "its id is no text", _readable(piece.raw)))
+        fault = "its id is no text" if identity is None else selection.malformed(kind, resource)
+        if identity is None or fault is not None:
+            broken.append(Broken(file.name, piece.place, fault or "", _readable(piece.raw)))
             found.skipped.add((file.name, piece.place))
             continue
         key = Key(_base(piece, found, file), kind, identity)

@@ -1,18 +1,21 @@
 r"""Which searches are asked of a server (pure: value sets, patients and CapabilityStatement in, searches out).
 
 FHIR R4 search: values of one parameter joined by `,` are alternatives; `\`, `,`, `|` and `$` in a value are escaped.
+References are asked for as `Patient/id`: servers that compare the text of a reference find nothing under the bare id.
 """
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlencode
 
 from crmo_fhir.fhir.codings import SKS, SKS_DIAGNOSES, CodeSet
+from crmo_fhir.model.records import READ_TYPES
 
 MAX_URL = 1800
 BATCH = 20
+LARGEST_PAGE = 10_000
 _COUNT = (("_count", "200"),)
 TEXT_WORDS = (
     "crmo",
@@ -45,6 +48,8 @@ OBSERVATION_CATEGORIES = (
 _SKS_DIAGNOSIS = re.compile(r"D[A-Z]\d{2,}")
 _SKS_SIDES = ("+TUL1", "+TUL2", "+TUL3")
 _SPECIAL = re.compile(r"([\\,|$])")
+_ALTERNATIVE = re.compile(r"(?:\\.|[^,\\])+")
+_USED = frozenset({"_id", "code", "identifier", "link", "patient", "subject"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +83,8 @@ def _chunks(values: Iterable[str], name: str, limit: int, most: int) -> Iterator
 def condition_tokens(crmo: CodeSet) -> list[tuple[str, str]]:
     """The (system, code) pairs searched for; Danish SKS diagnoses also with the suffixes of side (`DM863+TUL1`).
 
-    A token search compares whole codes, so other suffixes are found only by a system-less or text search, if at all.
+    A token search compares whole codes, and no CapabilityStatement says otherwise: a server that holds `DM863` only with
+    other suffixes cannot be told from one that does not hold it, so no warning can be given.
     """
     tokens: list[tuple[str, str]] = []
     for system, code in crmo.search_tokens():
@@ -107,11 +113,16 @@ def plan_text() -> list[Search]:
 
 
 def declared(capability: Mapping[str, Any]) -> dict[str, set[str]]:
-    """The types a CapabilityStatement's server lists, each with the names of its search parameters."""
+    """The types a CapabilityStatement's server lists, each with the names of its search parameters.
+
+    A server that lists no type at all (`rest.resource` is optional) says nothing about them: all that are read, then.
+    """
     found: dict[str, set[str]] = {}
-    for rest in capability.get("rest") or ():
-        if not isinstance(rest, dict) or rest.get("mode", "server") != "server":
-            continue
+    rests = [rest for rest in capability.get("rest") or () if isinstance(rest, dict)]
+    servers = [rest for rest in rests if rest.get("mode", "server") == "server"]
+    if servers and not any(rest.get("resource") for rest in servers):
+        return {kind: set(_USED) for kind in READ_TYPES}
+    for rest in servers:
         common = {param.get("name") for param in rest.get("searchParam") or () if isinstance(param, dict)}
         for resource in rest.get("resource") or ():
             if isinstance(resource, dict) and isinstance(resource.get("type"), str):
@@ -140,8 +151,7 @@ def plan_patient(
     if type_name == "Patient":
         return plan_ids("Patient", ids, base_length)
     name = patient_parameter(type_name, types[type_name])
-    form = "Patient/" if name == "subject" else ""
-    return _batches(type_name, name, form, ids, base_length)
+    return _batches(type_name, name, "Patient/", ids, base_length)
 
 
 def plan_ids(type_name: str, ids: Sequence[str], base_length: int = 100) -> list[Search]:
@@ -158,3 +168,23 @@ def _batches(type_name: str, name: str, form: str, ids: Sequence[str], base_leng
         position += len(chunk)
         searches.append(Search(type_name, ((name, ",".join(chunk)), *_COUNT), patients=asked))
     return searches
+
+
+def widened(search: Search, total: int) -> Search | None:
+    """The same search with all its matches on one page; None where that is too much to ask for or already was asked."""
+    if total > LARGEST_PAGE or total <= int(dict(search.params).get("_count", "0")):
+        return None
+    rest = tuple((name, value) for name, value in search.params if name != "_count")
+    return replace(search, params=(*rest, ("_count", str(total))))
+
+
+def halves(search: Search) -> list[Search]:
+    """Two searches that together ask for the same: each for half of the alternatives; none where there is only one."""
+    (name, value), *rest = search.params
+    values = _ALTERNATIVE.findall(value)
+    middle = len(values) // 2
+    return [
+        replace(search, params=((name, ",".join(values[part])), *rest), patients=search.patients[part])
+        for part in (slice(middle), slice(middle, None))
+        if middle
+    ]

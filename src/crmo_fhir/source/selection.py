@@ -62,6 +62,24 @@ def qualifies(condition: Resource, crmo: CodeSet, text: CodeSet) -> bool:
     return any(text.matches_text(said) for said in (_text(concept.get("text")), *(coding.display for coding in found)))
 
 
+def malformed(kind: str, resource: Resource) -> str | None:
+    """What of a resource has a shape in which nobody can tell whose it is, or whether it is a diagnosis that counts."""
+    for name in ("subject", "patient"):
+        if resource.get(name) is not None and not isinstance(resource[name], dict):
+            return f"{name} is no Reference"
+    concept = resource.get("code")
+    if kind != "Condition" or concept is None:
+        return None
+    if not isinstance(concept, dict) or not isinstance(concept.get("text", ""), str):
+        return "code is no CodeableConcept"
+    entries = concept.get("coding", [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        return "code.coding is no list of Codings"
+    if any(not isinstance(entry.get(name, ""), str) for entry in entries for name in ("system", "code", "display")):
+        return "code.coding holds what is no text"
+    return None
+
+
 def subject(resource: Resource) -> dict[str, Any] | None:
     """The Reference to whom a resource is about: `subject`, else `patient`."""
     for name in ("subject", "patient"):
