@@ -36,7 +36,10 @@ def main() -> NoReturn:
     except CrmoFhirError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:
-        _fail(f"{error.filename or 'file'}: {error.strerror or 'cannot be read or written'}; check the path", UsageError.exit_code)
+        _fail(
+            f"{error.filename or 'file'}: {error.strerror or 'cannot be read or written'}; check the path",
+            UsageError.exit_code,
+        )
     sys.exit(0)
 
 
@@ -94,7 +97,9 @@ def _parameters(options: dict[str, Any]) -> Parameters:
     }
     values = {**table, **{name: value for name, value in given.items() if value is not None}}
     try:
-        parameters = Parameters(since=since, until=until, data_lock=_day("--data-lock", options["data_lock"], "high"), **values)
+        parameters = Parameters(
+            since=since, until=until, data_lock=_day("--data-lock", options["data_lock"], "high"), **values
+        )
         ZoneInfo(parameters.time_zone)
     except (ZoneInfoNotFoundError, ValueError, TypeError) as error:
         raise UsageError("--time-zone: no such time zone; use a name such as Europe/Copenhagen") from error
@@ -120,29 +125,62 @@ def _extract_options(command: Callable[..., None]) -> Callable[..., None]:
     options = (
         click.option("--since", metavar="DATE", help="First date of diagnosis: a year or a FHIR date (2002, 2002-01)."),
         click.option("--until", metavar="DATE", help="Last date of diagnosis, included."),
-        click.option("--max-age", type=click.IntRange(1, 120), help="Under this age at diagnosis (default 16, strict)."),
-        click.option("--text-diagnosis", is_flag=True, help="Let children in whose diagnosis stands in free text only."),
+        click.option(
+            "--max-age", type=click.IntRange(1, 120), help="Under this age at diagnosis (default 16, strict)."
+        ),
+        click.option(
+            "--text-diagnosis", is_flag=True, help="Let children in whose diagnosis stands in free text only."
+        ),
         click.option("--data-lock", metavar="DATE", help="Last day of data (default: the last date in the data)."),
         click.option("--time-zone", metavar="NAME", help="Time zone of the study (default Europe/Copenhagen)."),
-        click.option("--interval", type=click.Choice(["wilson", "clopper-pearson"]), help="Confidence interval (default wilson)."),
-        click.option("--mappings", type=click.Path(path_type=Path, file_okay=False, exists=True), help="A site's own codes, laid over ours."),
-        click.option("--retry-budget", type=click.FloatRange(0), default=120.0, show_default=True, envvar="CRMO_FHIR_RETRY_BUDGET", help="Seconds of waiting on a failing server, in all."),
-        click.option("--ca-file", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="Certificates of the hospital's own authority."),
+        click.option(
+            "--interval", type=click.Choice(["wilson", "clopper-pearson"]), help="Confidence interval (default wilson)."
+        ),
+        click.option(
+            "--mappings",
+            type=click.Path(path_type=Path, file_okay=False, exists=True),
+            help="A site's own codes, laid over ours.",
+        ),
+        click.option(
+            "--retry-budget",
+            type=click.FloatRange(0),
+            default=120.0,
+            show_default=True,
+            envvar="CRMO_FHIR_RETRY_BUDGET",
+            help="Seconds of waiting on a failing server, in all.",
+        ),
+        click.option(
+            "--ca-file",
+            type=click.Path(path_type=Path, dir_okay=False, exists=True),
+            help="Certificates of the hospital's own authority.",
+        ),
     )
     for option in reversed(options):
         command = option(command)
     return command
 
 
-_study_option = click.option("-o", "--study", "study", type=click.Path(path_type=Path), default=Path("study"), show_default=True, help="Folder of the study.")
+_study_option = click.option(
+    "-o",
+    "--study",
+    "study",
+    type=click.Path(path_type=Path),
+    default=Path("study"),
+    show_default=True,
+    help="Folder of the study.",
+)
 _quiet = click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
-_published = click.option("--published", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="CSV of figures printed elsewhere, to set beside ours.")
+_published = click.option(
+    "--published",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="CSV of figures printed elsewhere, to set beside ours.",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, message="%(version)s")
 def cli() -> None:
-    """From FHIR records to the treatment-effect table of a CRMO/CNO cohort, and back as a MeasureReport.
+    r"""From FHIR records to the treatment-effect table of a CRMO/CNO cohort, and back as a MeasureReport.
 
     \b
     Try it:       crmo-fhir demo
@@ -152,7 +190,15 @@ def cli() -> None:
 
 
 @cli.command()
-@click.option("-o", "--study", "study", type=click.Path(path_type=Path), default=Path("crmo-demo"), show_default=True, help="Folder of the study.")
+@click.option(
+    "-o",
+    "--study",
+    "study",
+    type=click.Path(path_type=Path),
+    default=Path("crmo-demo"),
+    show_default=True,
+    help="Folder of the study.",
+)
 @_quiet
 def demo(study: Path, quiet: bool) -> None:
     """The whole way on the bundled cohort, without a network."""
@@ -172,14 +218,20 @@ def extract(source: str | None, study: Path, quiet: bool, **options: Any) -> Non
     server of CRMO_FHIR_SERVER or crmo-fhir.toml.
     """
     parameters = _parameters(options)
-    pipeline.extract(_source(source), study, parameters, mappings=options["mappings"], server=_server(options), tell=_teller(quiet))
+    pipeline.extract(
+        _source(source), study, parameters, mappings=options["mappings"], server=_server(options), tell=_teller(quiet)
+    )
     if not quiet:
         click.echo(f"cohort built in {study}; next: crmo-fhir measure {study}")
 
 
 @cli.command()
 @click.argument("study", type=click.Path(path_type=Path))
-@click.option("--mappings", type=click.Path(path_type=Path, file_okay=False, exists=True), help="The mappings it was extracted with.")
+@click.option(
+    "--mappings",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="The mappings it was extracted with.",
+)
 @_quiet
 def build(study: Path, mappings: Path | None, quiet: bool) -> None:
     """Build the cohort of STUDY again from its landed records."""
@@ -190,7 +242,11 @@ def build(study: Path, mappings: Path | None, quiet: bool) -> None:
 
 @cli.command()
 @click.argument("study", type=click.Path(path_type=Path))
-@click.option("--mappings", type=click.Path(path_type=Path, file_okay=False, exists=True), help="A site's own codes, laid over ours.")
+@click.option(
+    "--mappings",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="A site's own codes, laid over ours.",
+)
 @_published
 @_quiet
 def measure(study: Path, mappings: Path | None, published: Path | None, quiet: bool) -> None:
@@ -208,8 +264,12 @@ def measure(study: Path, mappings: Path | None, published: Path | None, quiet: b
 def run(source: str | None, study: Path, published: Path | None, quiet: bool, **options: Any) -> None:
     """Extract and measure in one go."""
     parameters = _parameters(options)
-    pipeline.extract(_source(source), study, parameters, mappings=options["mappings"], server=_server(options), tell=_teller(quiet))
-    measured = pipeline.measure(study, mappings=options["mappings"], published=published, reporter=_config().get("reporter"))
+    pipeline.extract(
+        _source(source), study, parameters, mappings=options["mappings"], server=_server(options), tell=_teller(quiet)
+    )
+    measured = pipeline.measure(
+        study, mappings=options["mappings"], published=published, reporter=_config().get("reporter")
+    )
     _show(measured, study, quiet=quiet)
 
 
@@ -232,7 +292,7 @@ def _show(measured: pipeline.Measured, study: Path, *, quiet: bool) -> None:
         if r.proportion is None or r.ci_low is None or r.ci_high is None:
             figures = f"{'-':>6}   {'-':<13}"
         else:
-            share, low, high = (round_half_away(100 * x, 1) for x in (r.proportion, r.ci_low, r.ci_high))
+            low, high = (round_half_away(100 * limit, 1) for limit in (r.ci_low, r.ci_high))
             figures = f"{round_half_away(100 * r.proportion, 0):>6}   {low + '–' + high:<13}"
         click.echo(f"{group:<16}{label:<46}{f'{r.n}/{r.N}':>8}{figures}   {r.unit}s")
     click.echo(f"\nresults.csv, table1.csv, measure-report.json and report.html are in {study}")

@@ -52,7 +52,8 @@ class Engine:
         message = ""
         for size in _LONGEST_LINES:
             try:
-                return self.connection.execute(f"WITH {_RECORDS} AS ({records}{size})) SELECT * FROM ({query})").fetchall()  # noqa: S608
+                whole = f"WITH {_RECORDS} AS ({records}{size})) SELECT * FROM ({query})"  # noqa: S608
+                return self.connection.execute(whole).fetchall()
             except duckdb.Error as error:
                 message = str(error)
             if "maximum_object_size" not in message:

@@ -43,7 +43,9 @@ def hold(study: Path, *, create: bool = False) -> Iterator[None]:
         try:
             study.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise UsageError(f"{study}: cannot make the study folder ({error.strerror}); choose another with -o") from error
+            raise UsageError(
+                f"{study}: cannot make the study folder ({error.strerror}); choose another with -o"
+            ) from error
     if not study.is_dir():
         raise UsageError(f"{study}: no such study folder; make one with 'crmo-fhir extract'")
     try:
@@ -54,7 +56,9 @@ def hold(study: Path, *, create: bool = False) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise LockError(f"{study}: another run is at work in this folder; wait for it or choose another with -o") from error
+            raise LockError(
+                f"{study}: another run is at work in this folder; wait for it or choose another with -o"
+            ) from error
         yield
     finally:
         os.close(handle)
@@ -68,16 +72,12 @@ def refuse_foreign(study: Path, request: Mapping[str, Any]) -> None:
         made = _read_manifest(manifest).get("request", {})
         differ = sorted(k for k in {*made, *request} if made.get(k) != request.get(k))
         if differ:
-            raise UsageError(
-                f"{study}: made with other arguments ({', '.join(differ)}); choose another folder with -o"
-            )
+            raise UsageError(f"{study}: made with other arguments ({', '.join(differ)}); choose another folder with -o")
     elif study.is_dir() and any(entry.name != ".lock" for entry in study.iterdir()):
         raise UsageError(f"{study}: holds files that are no study of ours; choose an empty folder with -o")
 
 
-def land(
-    study: Path, pull: Pull, request: Mapping[str, Any], day: str, misfit: Callable[[Record], str | None]
-) -> None:
+def land(study: Path, pull: Pull, request: Mapping[str, Any], day: str, misfit: Callable[[Record], str | None]) -> None:
     """Write `STUDY/raw` from a pull, the manifest last, in place of an earlier one of the same request.
 
     `misfit` says which element of a record has a shape no reader of its type expects (it goes to quarantine), `day` is
@@ -107,7 +107,9 @@ def land(
         files[name] = {**_write(staging / name, "".join(f"{line}\n" for line in lines)), "count": len(lines)}
         files[name] |= {"type": resource_type, "base": base}
     text = {
-        "quarantine.ndjson": "".join(_quarantined(b) for b in sorted(broken, key=lambda b: (b.file, b.place, b.reason))),
+        "quarantine.ndjson": "".join(
+            _quarantined(b) for b in sorted(broken, key=lambda b: (b.file, b.place, b.reason))
+        ),
         "origins.ndjson": "".join(_origin(r) for r in sorted(records, key=lambda r: (r.type, r.id, str(r.base)))),
         "ledger.csv": _csv(
             ["patient", "type", "state", "count", "reason"],
@@ -171,7 +173,13 @@ def _main_base(records: Sequence[Record], declared: str | None) -> str | None:
 
 
 def _quarantined(broken: Broken) -> str:
-    row = {"file": broken.file, "place": broken.place, "reason": broken.reason, "matters": broken.matters, "text": broken.text}
+    row = {
+        "file": broken.file,
+        "place": broken.place,
+        "reason": broken.reason,
+        "matters": broken.matters,
+        "text": broken.text,
+    }
     return json.dumps(row, ensure_ascii=True) + "\n"
 
 
@@ -204,7 +212,9 @@ def open_raw(study: Path) -> Raw:
     _recover(study)
     path = study / "raw" / "manifest.json"
     if not path.is_file():
-        raise UsageError(f"{study}: no complete pull here (raw/manifest.json is missing); run 'crmo-fhir extract' first")
+        raise UsageError(
+            f"{study}: no complete pull here (raw/manifest.json is missing); run 'crmo-fhir extract' first"
+        )
     manifest = _read_manifest(path)
     if manifest.get("complete") is not True:
         raise IncompleteError(f"{path}: this pull is incomplete; correct the source and run 'crmo-fhir extract' again")
@@ -212,7 +222,12 @@ def open_raw(study: Path) -> Raw:
     _check_files(folder, {name: entry["sha256"] for name, entry in manifest["files"].items()}, {"manifest.json"})
     main = manifest["source"]["base"]
     files = tuple(
-        RawFile(entry["type"], folder / name, entry["base"], "" if entry["base"] == main else f"{entry['base'] or 'folder'}/")
+        RawFile(
+            entry["type"],
+            folder / name,
+            entry["base"],
+            "" if entry["base"] == main else f"{entry['base'] or 'folder'}/",
+        )
         for name, entry in sorted(manifest["files"].items())
         if "type" in entry
     )
@@ -309,7 +324,9 @@ def _write_bytes(path: Path, content: bytes) -> dict[str, Any]:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise IntegrityError(f"{path}: cannot be written ({error.strerror}); free space or choose another folder") from error
+        raise IntegrityError(
+            f"{path}: cannot be written ({error.strerror}); free space or choose another folder"
+        ) from error
     return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
 

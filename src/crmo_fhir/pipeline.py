@@ -122,7 +122,9 @@ def _build(study: Path, artifacts: "Artifacts", tell: Tell) -> None:
     raw = landing.open_raw(study)
     request = raw.manifest["request"]
     if request["mappings"] != artifacts.digest:
-        raise UsageError(f"{study}: extracted with other mappings; give the same --mappings, or extract into a new folder")
+        raise UsageError(
+            f"{study}: extracted with other mappings; give the same --mappings, or extract into a new folder"
+        )
     parameters = _parameters(request)
     with open_engine() as engine:
         facts, type_counts = read_facts(engine, artifacts, raw.files, raw.aliases, ZoneInfo(parameters.time_zone))
@@ -142,7 +144,9 @@ def _build(study: Path, artifacts: "Artifacts", tell: Tell) -> None:
     landing.write_cohort(study, files, record)
     if len(cohort.tables["patients"]) == 0:
         tell("no child meets the criteria: the cohort is empty; attrition.csv shows where the candidates were left")
-    unresolved = facts["listed"]["reason"].str.contains("subject|patient", regex=True).sum() if len(facts["listed"]) else 0
+    unresolved = (
+        facts["listed"]["reason"].str.contains("subject|patient", regex=True).sum() if len(facts["listed"]) else 0
+    )
     if unresolved:
         tell(f"{unresolved} records name no Patient that is here; attrition.csv lists them by type")
 
@@ -218,7 +222,6 @@ def _study(
     from crmo_fhir.model.study import Study
 
     data_lock = date.fromisoformat(built["data_lock"]) if built["data_lock"] else None
-    extracted = date.fromisoformat(manifest["extracted"])
     first = min(patients["diagnosis_low"], default=None)
     attrition = _read_csv((folder / "attrition.csv").read_text(encoding="utf-8"))
     ledger = _read_csv((folder.parent / "raw" / "ledger.csv").read_text(encoding="utf-8"))
@@ -227,7 +230,7 @@ def _study(
         for row in attrition
         if row["step"].startswith("records: ")
     )
-    end = parameters.until or data_lock or extracted
+    end = parameters.until or data_lock or parameters.since or date(1970, 1, 1)  # no record has a date: an empty cohort
     return Study(
         parameters=parameters,
         start=parameters.since or first or min(end, data_lock or end),
@@ -252,7 +255,8 @@ def _plain(parameters: Parameters) -> dict[str, Any]:
 def _parameters(plain: Mapping[str, Any]) -> Parameters:
     days = {"since", "until", "data_lock"}
     names = Parameters.__dataclass_fields__
-    return Parameters(**{k: date.fromisoformat(v) if k in days and v else v for k, v in plain.items() if k in names})
+    given: dict[str, Any] = {k: date.fromisoformat(v) if k in days and v else v for k, v in plain.items() if k in names}
+    return Parameters(**given)
 
 
 def _csv(frame: "pd.DataFrame") -> bytes:

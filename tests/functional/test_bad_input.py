@@ -60,12 +60,16 @@ def nothing_written(study):
         (lambda p: folder(p / "s", package__json='{"name": "left-pad"}'), 3, ["FHIR"]),
         (lambda p: folder(p / "s", PATIENT, CONDITION, other__json='{"name": "left-pad"}'), 3, ["other.json"]),
         (
-            lambda p: folder(p / "s", PATIENT, CONDITION, cut__gz=gzip.compress(json.dumps(STATEMENT).encode() * 200)[:-20]),
+            lambda p: folder(
+                p / "s", PATIENT, CONDITION, cut__gz=gzip.compress(json.dumps(STATEMENT).encode() * 200)[:-20]
+            ),
             3,
             ["cut.gz"],
         ),
         (
-            lambda p: folder(p / "s", PATIENT, CONDITION, Observation__ndjson='{"resourceType": "Observation", "id": \n'),
+            lambda p: folder(
+                p / "s", PATIENT, CONDITION, Observation__ndjson='{"resourceType": "Observation", "id": \n'
+            ),
             3,
             ["Observation.ndjson:1"],
         ),
@@ -80,7 +84,11 @@ def nothing_written(study):
             ["DSTU2"],
         ),
         (lambda p: folder(p / "s", PATIENT, {**CONDITION, "code": "M86.3"}), 3, ["Condition.ndjson"]),
-        (lambda p: folder(p / "s", PATIENT, CONDITION, {**STATEMENT, "effectivePeriod": []}), 3, ["MedicationStatement.ndjson:1"]),
+        (
+            lambda p: folder(p / "s", PATIENT, CONDITION, {**STATEMENT, "effectivePeriod": []}),
+            3,
+            ["MedicationStatement.ndjson:1"],
+        ),
     ],
     ids=[
         "missing folder",
@@ -104,7 +112,12 @@ def test_a_bad_source_is_one_line(crmo, tmp_path, make, code, words):
 
 
 def test_a_broken_line_of_a_type_nobody_reads_does_not_matter(crmo, tmp_path):
-    source = folder(tmp_path / "s", PATIENT, CONDITION, Claim__ndjson='{"resourceType": "Claim", "id": "x"}\n{"resourceType": "Claim", \n')
+    source = folder(
+        tmp_path / "s",
+        PATIENT,
+        CONDITION,
+        Claim__ndjson='{"resourceType": "Claim", "id": "x"}\n{"resourceType": "Claim", \n',
+    )
     assert crmo("run", source, "-o", tmp_path / "study").code == 0
     (line,) = (tmp_path / "study" / "raw" / "quarantine.ndjson").read_text().splitlines()
     assert json.loads(line)["matters"] is False
@@ -210,7 +223,13 @@ def test_a_source_that_changed_is_pulled_again(crmo, tmp_path):
     assert crmo("run", source, "-o", study).code == 0
     before = (study / "results.csv").read_text()
     shutil.rmtree(source)
-    folder(source, PATIENT, CONDITION, {**PATIENT, "id": "p2"}, {**CONDITION, "id": "c2", "subject": {"reference": "Patient/p2"}})
+    folder(
+        source,
+        PATIENT,
+        CONDITION,
+        {**PATIENT, "id": "p2"},
+        {**CONDITION, "id": "c2", "subject": {"reference": "Patient/p2"}},
+    )
     assert crmo("run", source, "-o", study).code == 0
     assert "cohort,,,patient,1,1" in before
     assert "cohort,,,patient,2,2" in (study / "results.csv").read_text()

@@ -99,7 +99,7 @@ def test_printed_stands_beside_computed(demo_study):
     assert len(table) >= len(printed) >= 28
 
 
-def test_the_report_shows_each_group_with_n_and_N(demo_study):
+def test_the_report_shows_each_group_with_its_counts(demo_study):
     import re
 
     html = (demo_study / "report.html").read_text(encoding="utf-8")
@@ -109,7 +109,7 @@ def test_the_report_shows_each_group_with_n_and_N(demo_study):
         assert any(re.search(rf"\b{n}\b\D{{1,40}}\b{total}\b", row) for row in rows), (n, total)
 
 
-def test_the_screen_shows_n_and_N_of_each_group(crmo, tmp_path):
+def test_the_screen_shows_the_counts_of_each_group(crmo, tmp_path):
     ran = crmo("demo", "-o", tmp_path / "study")
     assert (ran.code, ran.err) == (0, "")
     for group, shown in {

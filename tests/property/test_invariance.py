@@ -44,7 +44,11 @@ def shuffled_lines(records, rng, into):
 def pages_of_bundles(records, rng, into):
     rng.shuffle(records)
     for start in range(0, len(records), 97):
-        bundle = {"resourceType": "Bundle", "type": "searchset", "entry": [{"resource": r} for r in records[start : start + 97]]}
+        bundle = {
+            "resourceType": "Bundle",
+            "type": "searchset",
+            "entry": [{"resource": r} for r in records[start : start + 97]],
+        }
         (into / f"page{start}.json").write_text(json.dumps(bundle, indent=rng.choice([None, 2])), encoding="utf-8")
 
 

@@ -6,7 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ORDER = ("Organization", "Practitioner", "Location", "Patient", "Encounter", "Condition", "Medication", "MedicationRequest")
+ORDER = (
+    "Organization",
+    "Practitioner",
+    "Location",
+    "Patient",
+    "Encounter",
+    "Condition",
+    "Medication",
+    "MedicationRequest",
+)
 
 
 def resources(folder: Path) -> Iterator[dict[str, Any]]:
@@ -19,4 +28,6 @@ def resources(folder: Path) -> Iterator[dict[str, Any]]:
         else:
             found += [json.loads(line) for line in raw.split(b"\n") if line.strip()]
     known = [r for r in found if r["resourceType"] != "BedAssignment"]
-    return iter(sorted(known, key=lambda r: ORDER.index(r["resourceType"]) if r["resourceType"] in ORDER else len(ORDER)))
+    return iter(
+        sorted(known, key=lambda r: ORDER.index(r["resourceType"]) if r["resourceType"] in ORDER else len(ORDER))
+    )

@@ -99,7 +99,8 @@ def facts_of(**given: str) -> dict[str, pd.DataFrame]:
     for name, table in tables.items():
         number = count(1)
         rows = [
-            {**DEFAULTS.get(name, {}), **_cells(name, row, next(number))} for row in (rows_of(texts[name]) if name in texts else [])
+            {**DEFAULTS.get(name, {}), **_cells(name, row, next(number))}
+            for row in (rows_of(texts[name]) if name in texts else [])
         ]
         frames[name] = table.frame([_dated(row) for row in rows])
     return frames
@@ -107,7 +108,8 @@ def facts_of(**given: str) -> dict[str, pd.DataFrame]:
 
 def _cells(name: str, row: Mapping[str, str], number: int) -> dict[str, Any]:
     cells: dict[str, Any] = {
-        column: [part.strip() for part in cell.split(",") if part.strip() != "none"] if column in LISTS else cell for column, cell in row.items()
+        column: [part.strip() for part in cell.split(",") if part.strip() != "none"] if column in LISTS else cell
+        for column, cell in row.items()
     }
     if name in KEYS and KEYS[name][0] not in cells:
         key, resource_type = KEYS[name]
@@ -163,6 +165,8 @@ def _shown(value: Any) -> str:
 def figure(cohort: Cohort, group: str, stratifier: str = "", stratum: str = "") -> tuple[int, int]:
     """n and N of one result row."""
     (row,) = [
-        r for r in compute_results(cohort.tables, WINDOW) if (r.group, r.stratifier, r.stratum) == (group, stratifier, stratum)
+        r
+        for r in compute_results(cohort.tables, WINDOW)
+        if (r.group, r.stratifier, r.stratum) == (group, stratifier, stratum)
     ]
     return row.n, row.N

@@ -80,13 +80,17 @@ def test_e06_return_to_an_earlier_agent_is_a_third_course_and_no_new_line(pause)
     ids=["19 d", "30 d", "31 d"],
 )
 def test_e02_overlap_of_two_tnf_agents(end_of_first, shown_end, flagged):
-    first, second = tell(
-        exposure=f"""
+    first, second = (
+        tell(
+            exposure=f"""
         agent      | start      | end
         etanercept | 2005-01-01 | {end_of_first}
         adalimumab | 2005-06-01 | 2006-06-30
         """
-    ).tables["courses"].to_dict("records")
+        )
+        .tables["courses"]
+        .to_dict("records")
+    )
     assert first["end"].isoformat() == shown_end
     assert [("overlaps another TNF inhibitor" in c["flags"]) for c in (first, second)] == [flagged, flagged]
     assert (first["line_no"], second["line_no"]) == (1, 2)
@@ -166,7 +170,10 @@ def test_e11_orders_make_courses_only_where_the_source_holds_nothing_stronger():
         agent        | rung  | status | start      | end
         methotrexate | order | active | 2005-01-01 | 2006-01-01
         """
-    expect(tell(exposure=orders, type_counts={"MedicationRequest": 1}).tables["courses"], "agent|rung|flags\nmethotrexate|order|from orders")
+    expect(
+        tell(exposure=orders, type_counts={"MedicationRequest": 1}).tables["courses"],
+        "agent|rung|flags\nmethotrexate|order|from orders",
+    )
     assert tell(exposure=orders, type_counts={"MedicationRequest": 1, "MedicationStatement": 1}).tables["courses"].empty
 
 
@@ -266,9 +273,11 @@ def test_e18_a_course_long_before_the_diagnosis_is_out(start, left_out, flags):
     ],
 )
 def test_e19_a_drug_for_another_disease_only_is_out(indications, indication, left_out):
-    (course,) = tell(
-        exposure=f"agent|start|end|indications\nmethotrexate|2005-01-01|2006-01-01|{indications}"
-    ).tables["courses"].to_dict("records")
+    (course,) = (
+        tell(exposure=f"agent|start|end|indications\nmethotrexate|2005-01-01|2006-01-01|{indications}")
+        .tables["courses"]
+        .to_dict("records")
+    )
     assert (course["indication"], course["left_out"]) == (indication, left_out)
     assert ("indication not recorded" in course["flags"]) == (indication == "missing")
 
@@ -283,7 +292,11 @@ def test_e19_a_drug_for_another_disease_only_is_out(indications, indication, lef
     ],
 )
 def test_e29_e30_stop_reasons(reasons, stop_reason):
-    (course,) = tell(exposure=f"agent|start|end|stop_reasons\nadalimumab|2005-01-01|2006-01-01|{reasons}").tables["courses"].to_dict("records")
+    (course,) = (
+        tell(exposure=f"agent|start|end|stop_reasons\nadalimumab|2005-01-01|2006-01-01|{reasons}")
+        .tables["courses"]
+        .to_dict("records")
+    )
     assert course["stop_reason"] == stop_reason
 
 
@@ -292,24 +305,34 @@ def test_e29_nothing_recorded_is_unknown_never_failure():
     assert course["stop_reason"] == "unknown"
 
 
-@pytest.mark.parametrize(("day", "reason"), [("2006-06-30", "adverse_event"), ("2006-07-01", "unknown")], ids=["180 d", "181 d"])
+@pytest.mark.parametrize(
+    ("day", "reason"), [("2006-06-30", "adverse_event"), ("2006-07-01", "unknown")], ids=["180 d", "181 d"]
+)
 def test_e29_an_adverse_event_counts_up_to_180_days_after_the_stop(day, reason):
-    (course,) = tell(
-        exposure="agent|start|end\nadalimumab|2005-01-01|2006-01-01",
-        adverse_event=f"suspect|date\nMedicationStatement/1|{day}",
-    ).tables["courses"].to_dict("records")
+    (course,) = (
+        tell(
+            exposure="agent|start|end\nadalimumab|2005-01-01|2006-01-01",
+            adverse_event=f"suspect|date\nMedicationStatement/1|{day}",
+        )
+        .tables["courses"]
+        .to_dict("records")
+    )
     assert course["stop_reason"] == reason
 
 
 def test_infusions_stop_for_the_reason_of_their_order():
-    (course,) = tell(
-        exposure="""
+    (course,) = (
+        tell(
+            exposure="""
         source                      | agent      | rung           | given_once | start      | status    | request             | stop_reasons
         MedicationAdministration/1  | infliximab | administration | yes        | 2005-01-01 | completed | MedicationRequest/1 |
         MedicationAdministration/2  | infliximab | administration | yes        | 2005-02-12 | completed | MedicationRequest/1 |
         MedicationRequest/1         | infliximab | order          |            | 2004-12-20 | stopped   |                     | adverse_event
         """
-    ).tables["courses"].to_dict("records")
+        )
+        .tables["courses"]
+        .to_dict("records")
+    )
     assert (course["stop_reason"], course["rung"]) == ("adverse_event", "administration")
 
 
@@ -354,3 +377,9 @@ def test_thresholds_are_parameters():
     story = "agent|start|end\ninfliximab|2005-01-01|2005-06-30\ninfliximab|2005-08-15|2006-06-30"
     assert len(tell(exposure=story).tables["courses"]) == 1
     assert len(tell(replace(WINDOW, gap_days=30), exposure=story).tables["courses"]) == 2
+
+
+def test_a_glucocorticoid_into_a_joint_is_no_systemic_treatment():
+    cohort = tell(exposure="agent|start|end|intra_articular\nprednisolone|2005-01-01|2005-06-01|yes")
+    assert cohort.tables["courses"].empty
+    assert "glucocorticoid given into a joint, not systemic" in cohort.tables["attrition"]["reason"].tolist()

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import date
+from itertools import pairwise
 
 import pytest
 from story import WINDOW, figure, tell
@@ -174,5 +175,5 @@ def test_every_row_of_the_attrition_adds_up():
     frame = cohort.tables["attrition"]
     persons = frame[~frame["step"].isin(["courses", "assessments"])]
     kept = persons["kept"].tolist()
-    assert [before - after for before, after in zip(kept, kept[1:], strict=False)] == persons["dropped"].tolist()[1:]
+    assert [before - after for before, after in pairwise(kept)] == persons["dropped"].tolist()[1:]
     assert kept[-1] == len(children(cohort)) == 1

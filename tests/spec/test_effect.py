@@ -123,10 +123,14 @@ def test_e25_the_last_judgement_in_the_window_is_primary():
     ids=["NSAID 27 d", "NSAID 28 d", "TNF 83 d", "TNF 84 d", "failed early", "AE early", "other early"],
 )
 def test_e24_minimum_exposure_unless_it_failed(agent, days_end, reason, evaluable):
-    (course,) = tell(
-        exposure=f"agent|start|end|stop_reasons\n{agent}|2005-01-01|{days_end}|{reason}",
-        observed=f"value|date|part_of\ninsufficient|{days_end}|MedicationStatement/1",
-    ).tables["courses"].to_dict("records")
+    (course,) = (
+        tell(
+            exposure=f"agent|start|end|stop_reasons\n{agent}|2005-01-01|{days_end}|{reason}",
+            observed=f"value|date|part_of\ninsufficient|{days_end}|MedicationStatement/1",
+        )
+        .tables["courses"]
+        .to_dict("records")
+    )
     assert course["evaluable"] is evaluable
 
 
@@ -140,7 +144,10 @@ def test_e26_e27_the_unjudged_have_their_own_column_and_bounds():
         """,
         observed="value|date|part_of\nsufficient|2005-06-01|MedicationStatement/1",
     )
-    figures = {name: figure(cohort, f"tnfi-clinical{name}") for name in ("", "-treated", "-not-evaluable", "-worst-case", "-best-case", "-itt")}
+    figures = {
+        name: figure(cohort, f"tnfi-clinical{name}")
+        for name in ("", "-treated", "-not-evaluable", "-worst-case", "-best-case", "-itt")
+    }
     assert figures == {
         "": (1, 1),
         "-treated": (3, 3),

@@ -36,9 +36,9 @@ def validate(files: Iterable[Path], folders: Iterable[Path]) -> dict[str, Findin
     build()
     paths = list(files)
     options = [part for folder in (HERE / "profiles", *folders) for part in ("-d", str(folder))]
+    java = ("java", "-Xmx1500m", "-XX:+UseSerialGC", "-Duser.timezone=UTC", "-cp", f"{LIBRARIES}/*")
     ran = subprocess.run(
-        ["java", "-Xmx1500m", "-XX:+UseSerialGC", "-Duser.timezone=UTC", "-cp", f"{LIBRARIES}/*"]
-        + [str(HERE / "Validate.java"), *options, *map(str, paths)],
+        [*java, str(HERE / "Validate.java"), *options, *map(str, paths)],
         capture_output=True,
         text=True,
         encoding="utf-8",

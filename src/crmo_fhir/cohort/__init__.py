@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING
 
-from crmo_fhir.cohort.courses import course_rows, derive_courses, filter_exposures
-from crmo_fhir.cohort.criteria import Child, Row, filter_cohort, partial, rows_of
+from crmo_fhir.cohort.courses import Course, course_rows, derive_courses, filter_exposures
+from crmo_fhir.cohort.criteria import Child, Row, filter_cohort, partial
 from crmo_fhir.cohort.effect import attribute_effects, derive_effect, filter_observed
 from crmo_fhir.cohort.foci import compute_focality, derive_foci
 from crmo_fhir.fhir.dates import PartialDate
 from crmo_fhir.model.parameters import Parameters
-from crmo_fhir.model.tables import ASSESSMENTS, ATTRITION, COURSES, FOCI, IMAGING, LAB, PATIENTS
+from crmo_fhir.model.tables import ASSESSMENTS, ATTRITION, COURSES, FOCI, IMAGING, LAB, PATIENTS, rows_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +43,9 @@ def derive_cohort(
     contacts = _contacts(facts["contact"], as_of)
     data_lock = parameters.data_lock or max((d for days in contacts.values() for d in days), default=None)
     last_contact = {
-        c.person: max((d for r in c.records for d in contacts.get(r, ()) if data_lock is None or d <= data_lock), default=None)
+        c.person: max(
+            (d for r in c.records for d in contacts.get(r, ()) if data_lock is None or d <= data_lock), default=None
+        )
         for c in children
     }
     censored = {c.person: _censored(c, data_lock, last_contact[c.person]) for c in children}
@@ -67,12 +69,15 @@ def derive_cohort(
         orders_count=orders_count,
     )
     for person, own in courses.items():
-        silent = data_lock and last_contact[person] and (data_lock - last_contact[person]).days > parameters.stale_days
+        last = last_contact[person]
+        silent = data_lock is not None and last is not None and (data_lock - last).days > parameters.stale_days
         for course in own:
             if course.end is None and silent:
                 course.flags.add("stale")
     imaging = {
-        person: [row for row in rows if row["status"] not in {"entered-in-error", "cancelled", "registered", "not-done"}]
+        person: [
+            row for row in rows if row["status"] not in {"entered-in-error", "cancelled", "registered", "not-done"}
+        ]
         for person, rows in _by_person(facts["imaging"], person_of).items()
     }
     observed = {}
@@ -98,8 +103,7 @@ def derive_cohort(
         "labs": LAB.frame(labs),
         "imaging": IMAGING.frame({**row, "patient": p} for p, rows in imaging.items() for row in rows),
     }
-    rows = _record_rows(listed, type_counts) + attrition + _course_rows(courses) + _assessment_rows(assessments)
-    tables["attrition"] = ATTRITION.frame([])
+    rows = attrition + _record_rows(listed, type_counts) + _course_rows(courses) + _assessment_rows(assessments)
     tables["attrition"] = _ordered(rows)
     return Cohort(tables, data_lock, orders_count)
 
@@ -159,20 +163,24 @@ def _patient_row(child: Child, focus_count: int, last_contact: date | None, cens
 
 def _record_rows(listed: list[Row], type_counts: Mapping[str, int]) -> list[Row]:
     """What left the data before anything was counted: a row for each type and reason (each record once a reason)."""
-    counts = Counter((row["resource_type"], row["reason"]) for row in {(r["source"], r["reason"]): r for r in listed}.values())
+    counts = Counter(
+        (row["resource_type"], row["reason"]) for row in {(r["source"], r["reason"]): r for r in listed}.values()
+    )
     kept = dict(type_counts)
     rows = []
     for (resource_type, reason), dropped in sorted(counts.items()):
         kept[resource_type] = max(kept.get(resource_type, dropped) - dropped, 0)
-        rows.append({"step": f"records: {resource_type}", "reason": reason, "kept": kept[resource_type], "dropped": dropped})
+        rows.append(
+            {"step": f"records: {resource_type}", "reason": reason, "kept": kept[resource_type], "dropped": dropped}
+        )
     return rows
 
 
-def _course_rows(courses: "Mapping[str, list[object]]") -> list[Row]:
+def _course_rows(courses: Mapping[str, list[Course]]) -> list[Row]:
     everything = [c for own in courses.values() for c in own]
     kept = len(everything)
     rows = []
-    for reason, dropped in sorted(Counter(c.left_out for c in everything if c.left_out).items()):  # type: ignore[attr-defined]
+    for reason, dropped in sorted(Counter(c.left_out for c in everything if c.left_out).items()):
         kept -= dropped
         rows.append({"step": "courses", "reason": reason, "kept": kept, "dropped": dropped})
     return rows or [{"step": "courses", "reason": "", "kept": kept, "dropped": 0}]

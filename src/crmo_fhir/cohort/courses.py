@@ -17,7 +17,24 @@ from crmo_fhir.model.parameters import Parameters
 from crmo_fhir.model.tables import RUNGS
 
 ESCALATIONS = frozenset(
-    {"MTX", "TNF", "BP", "SSZ", "CSDMARD", "IL1", "IL6", "IL12-23", "IL17", "IL23", "IL", "BIOLOGIC", "COSTIM", "JAK", "PDE4", "RANKL"}
+    {
+        "MTX",
+        "TNF",
+        "BP",
+        "SSZ",
+        "CSDMARD",
+        "IL1",
+        "IL6",
+        "IL12-23",
+        "IL17",
+        "IL23",
+        "IL",
+        "BIOLOGIC",
+        "COSTIM",
+        "JAK",
+        "PDE4",
+        "RANKL",
+    }
 )
 """Classes whose later start ends the attribution window of an earlier course (clinical rules §3)."""
 
@@ -91,6 +108,8 @@ def filter_exposures(rows: Iterable[Row], child: Child, as_of: date) -> tuple[li
     for row in rows:
         start, end = partial(row, "start"), partial(row, "end")
         reason = "status " + row["status"] if row["taken"] == "no" else _contradiction(start, end, child, as_of)
+        if row["drug_class"] == "GC" and row["intra_articular"]:
+            reason = reason or "glucocorticoid given into a joint, not systemic"
         if reason or start is None:
             listed.append({**_named(row), "reason": reason or "no start date"})
             continue
@@ -227,9 +246,7 @@ def _join(person: str, spans: list[Span], others: list[tuple[date, date]], param
             courses[-1].members.append(exposure)
             last = max(last, stop)
         else:
-            courses.append(
-                Course(person, exposure.agent, exposure.drug_class, start, None, exposure.rung, [exposure])
-            )
+            courses.append(Course(person, exposure.agent, exposure.drug_class, start, None, exposure.rung, [exposure]))
             last = stop
         courses[-1].end = None if last == FOREVER else last
     return courses
@@ -300,7 +317,9 @@ def _stop_reason(course: Course, events: list[Row], parameters: Parameters) -> s
     known = {e.source for e in records}
     grace = timedelta(days=parameters.reason_days)
     if any(
-        event["suspect"] in known and (when := partial(event, "date")) and course.end - grace <= when.point <= course.end + grace
+        event["suspect"] in known
+        and (when := partial(event, "date"))
+        and course.end - grace <= when.point <= course.end + grace
         for event in events
     ):
         reasons = reasons | {"adverse_event"}
@@ -331,7 +350,8 @@ def _flag_methotrexate(courses: list[Course], censored: date, parameters: Parame
     for course in courses:
         if course.drug_class == "TNF":
             course.co_mtx = any(
-                (min(m.end or censored, course.end or censored) - max(m.start, course.start)).days >= parameters.co_mtx_days
+                (min(m.end or censored, course.end or censored) - max(m.start, course.start)).days
+                >= parameters.co_mtx_days
                 for m in methotrexate
             )
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from crmo_fhir.errors import IncompleteError
 from crmo_fhir.fhir.dates import PartialDate, birthday, earliest
 from crmo_fhir.model.parameters import Parameters
+from crmo_fhir.model.tables import rows_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,11 +54,6 @@ class Attrition:
             self.rows.append({"step": step, "reason": "", "kept": self.kept, "dropped": 0})
 
 
-def rows_of(frame: "pd.DataFrame") -> list[Row]:
-    """The rows of a declared table as dicts."""
-    return frame.to_dict("records")
-
-
 def partial(row: Row, name: str) -> PartialDate | None:
     """The partial date in the columns `name_low`, `name_high`."""
     return PartialDate(row[f"{name}_low"], row[f"{name}_high"]) if row[f"{name}_low"] is not None else None
@@ -91,9 +87,7 @@ def derive_persons(patients: Iterable[str], links: Iterable[Row]) -> dict[str, s
     groups: dict[str, list[str]] = defaultdict(list)
     for key in known:
         groups[root(key)].append(key)
-    return {
-        key: min([k for k in group if not replaced[k]] or group) for group in groups.values() for key in group
-    }
+    return {key: min([k for k in group if not replaced[k]] or group) for group in groups.values() for key in group}
 
 
 def _refuse_cycles(replaced: Mapping[str, set[str]]) -> None:
@@ -141,7 +135,9 @@ def compute_verdict(conditions: Iterable[Row]) -> tuple[str, list[Row]]:
     return "undetermined", []
 
 
-def filter_cohort(facts: Mapping[str, "pd.DataFrame"], parameters: Parameters, as_of: date) -> tuple[list[Child], list[Row]]:
+def filter_cohort(
+    facts: Mapping[str, "pd.DataFrame"], parameters: Parameters, as_of: date
+) -> tuple[list[Child], list[Row]]:
     """The children of the cohort and the attrition's rows about persons.
 
     `as_of` is the day of the extraction: a diagnosis dated later is refused. Counts are Patient records up to the step
@@ -158,19 +154,29 @@ def filter_cohort(facts: Mapping[str, "pd.DataFrame"], parameters: Parameters, a
         if (person := person_of.get(row["patient"])) is None:
             continue
         when = partial(row, "date")
-        if when and when.low > as_of:
-            row = {**row, "date_low": None, "date_high": None}
+        in_future = when is not None and when.low > as_of
+        condition = {**row, "date_low": None, "date_high": None} if in_future else row
         if row["disease"] == "crmo":
-            crmo[person].append(row)
+            crmo[person].append(condition)
         elif row["disease"] == "sapho" and row["evidence"] == "code":
-            sapho[person].append(row)
+            sapho[person].append(condition)
 
     attrition = Attrition(len(patients), [])
-    attrition.rows.append({"step": "candidates", "reason": "a Patient with a qualifying code or text", "kept": len(patients), "dropped": 0})
+    attrition.rows.append(
+        {
+            "step": "candidates",
+            "reason": "a Patient with a qualifying code or text",
+            "kept": len(patients),
+            "dropped": 0,
+        }
+    )
     remaining = dict(records)
 
     def drop(step: str, failed: Mapping[str, str], *, in_records: bool) -> None:
-        attrition.drop(step, Counter(reason for person, reason in failed.items() for _ in (remaining[person] if in_records else [0])))
+        attrition.drop(
+            step,
+            Counter(reason for person, reason in failed.items() for _ in (remaining[person] if in_records else [0])),
+        )
         for person in failed:
             del remaining[person]
 
@@ -179,7 +185,11 @@ def filter_cohort(facts: Mapping[str, "pd.DataFrame"], parameters: Parameters, a
 
     drop(
         "diagnosis coded",
-        {p: "found by text only, shown apart" if crmo[p] else "no qualifying diagnosis" for p in remaining if not evidence(p)},
+        {
+            p: "found by text only, shown apart" if crmo[p] else "no qualifying diagnosis"
+            for p in remaining
+            if not evidence(p)
+        },
         in_records=True,
     )
     verdicts = {p: compute_verdict(evidence(p)) for p in remaining}
@@ -189,7 +199,11 @@ def filter_cohort(facts: Mapping[str, "pd.DataFrame"], parameters: Parameters, a
 
     dated = {p: [c for c in verdicts[p][1] if c["date_low"] is not None] for p in remaining}
     diagnosis = {p: earliest([PartialDate(c["date_low"], c["date_high"]) for c in cs]) for p, cs in dated.items() if cs}
-    drop("diagnosis in window", {p: r for p in remaining if (r := _outside(diagnosis.get(p), parameters))}, in_records=False)
+    drop(
+        "diagnosis in window",
+        {p: r for p in remaining if (r := _outside(diagnosis.get(p), parameters))},
+        in_records=False,
+    )
 
     births = {p: _birth(p, records[p], patients) for p in remaining}
     drop(
@@ -230,7 +244,11 @@ def _outside(diagnosis: PartialDate | None, parameters: Parameters) -> str | Non
             return None
         case None:
             return "undetermined: partial date of diagnosis"
-    return "diagnosed before the window" if parameters.since and diagnosis.high < parameters.since else "diagnosed after the window"
+    return (
+        "diagnosed before the window"
+        if parameters.since and diagnosis.high < parameters.since
+        else "diagnosed after the window"
+    )
 
 
 def _too_old(birth: PartialDate | None, diagnosis: PartialDate, limit: int) -> str | None:

@@ -50,7 +50,12 @@ def filter_observed(rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
             usable.append(row)
         else:
             listed.append(
-                {"source": row["assessment"], "resource_type": "Observation", "patient": row["patient"], "reason": reason}
+                {
+                    "source": row["assessment"],
+                    "resource_type": "Observation",
+                    "patient": row["patient"],
+                    "reason": reason,
+                }
             )
     return usable, listed
 
@@ -109,8 +114,10 @@ def _attribute(person: str, row: Row, courses: list[Course], imaging: list[Row],
 
 
 def _claim(course: Course, day: date) -> tuple[bool, int, date, str]:
-    """Who gets an assessment that several windows hold: no drug on its first day, treatments before the symptomatic
-    classes, then the course begun last (edge cases E20, E33)."""
+    """Who gets an assessment that several windows hold (edge cases E20, E33).
+
+    No drug on its first day; treatments before the symptomatic classes; then the course begun last.
+    """
     rank = {"NSAID": 1, "GC": 0}.get(course.drug_class, 2)
     return (course.start < day, rank, course.start, course.agent)
 
@@ -190,7 +197,9 @@ def derive_effect(
             judged[course.name] = {
                 "effect": clinical.value if clinical else None,
                 "effect_low": clinical.when if clinical else None,
-                "effect_best": "sufficient" if any(a.value == "sufficient" for a in clinically) else clinical and clinical.value,
+                "effect_best": "sufficient"
+                if any(a.value == "sufficient" for a in clinically)
+                else clinical and clinical.value,
                 "effect_6_months": _nearest(clinically, course.start + timedelta(days=SIX_MONTHS)),
                 "evaluable": reason is None,
                 "not_evaluable_reason": reason,
@@ -232,6 +241,10 @@ def _nearest(found: list[Attributed], target: date) -> str | None:
 def _not_evaluable(course: Course, clinical: Attributed | None, parameters: Parameters) -> str | None:
     failed = course.stop_reason in {"inefficacy", "adverse_event", "both"}
     if clinical is None:
-        return "no assessment, stopped for an adverse event" if course.stop_reason in {"adverse_event", "both"} else "no assessment"
+        return (
+            "no assessment, stopped for an adverse event"
+            if course.stop_reason in {"adverse_event", "both"}
+            else "no assessment"
+        )
     needed = parameters.min_exposure_nsaid_days if course.drug_class == "NSAID" else parameters.min_exposure_days
     return "too short an exposure" if course.exposure_days < needed and not failed else None

@@ -19,7 +19,7 @@ def derive_foci(sites: Iterable[Mapping[str, Any]], person_of: Mapping[str, str]
         if site["status"] in COUNTED and site["patient"] in person_of:
             for side in SIDES[site["side"]]:
                 found[person_of[site["patient"]], site["bone"]][side].add(site["source"])
-    foci = []
+    foci: list[dict[str, Any]] = []
     for (person, bone), sides in found.items():
         unsided = sides.pop(None, set()) if len(sides) > 1 else set()
         foci.extend(
@@ -30,5 +30,5 @@ def derive_foci(sites: Iterable[Mapping[str, Any]], person_of: Mapping[str, str]
 
 
 def compute_focality(focus_count: int) -> str:
-    """unifocal for one focus, multifocal for more, unknown where the records name none."""
+    """Unifocal for one focus, multifocal for more, unknown where the records name none."""
     return "unknown" if focus_count == 0 else "unifocal" if focus_count == 1 else "multifocal"

@@ -366,7 +366,8 @@ class FhirClient:
         counts = f"{self.host}, {type_name} search: the server counts {total} matches and sent {sent}"
         if total > sent:
             raise ShortError(
-                f"{counts} without a link to the rest; run again, and if it stays so, raise the server's page size", total
+                f"{counts} without a link to the rest; run again, and if it stays so, raise the server's page size",
+                total,
             )
         raise IncompleteError(f"{counts}; run again, the server's data may have changed in between")
 

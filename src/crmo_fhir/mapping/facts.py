@@ -100,7 +100,9 @@ class _Reader:
 
     def note(self, row: Row, reason: str, patient: str | None = None) -> None:
         """Note a record that could not be used as it is."""
-        self.listed.append({"source": row["key"], "resource_type": type_of(row["key"]), "reason": reason, "patient": patient})
+        self.listed.append(
+            {"source": row["key"], "resource_type": type_of(row["key"]), "reason": reason, "patient": patient}
+        )
 
     def reference(self, row: Row, reference: object, element: str) -> str | None:
         """The key a reference names; one that names nothing landed is listed (never joined to a foreign base)."""
@@ -109,7 +111,10 @@ class _Reader:
         key = resolve(reference, row["base"], self.known, self.aliases, self.identifiers)
         if key is None:
             kind = parse(reference, row["base"]).kind
-            self.note(row, f"{element}: {'reference to another server' if kind == 'foreign' else 'reference to no record here'}")
+            self.note(
+                row,
+                f"{element}: {'reference to another server' if kind == 'foreign' else 'reference to no record here'}",
+            )
             return None
         return self.known[key]
 
@@ -144,7 +149,9 @@ class _Reader:
         if patient is not None:
             for when in dates:
                 if when is not None:
-                    self.contacts.append({"source": key, "patient": patient, "date_low": when.low, "date_high": when.high})
+                    self.contacts.append(
+                        {"source": key, "patient": patient, "date_low": when.low, "date_high": when.high}
+                    )
 
     def not_placed(self, resource_type: str, codings: Iterable[Coding], text: str | None = None) -> None:
         """Count codes that no map placed (the text, where there is no code at all)."""
@@ -311,9 +318,13 @@ def _conditions(
         if verification != "entered-in-error":
             reader.seen(row["key"], patient, reader.date(row, "recorded_date"))
         found = [
-            (disease, "code") for disease, codes in (("crmo", crmo), ("sapho", sapho)) if any(codes.contains(c) for c in coded)
+            (disease, "code")
+            for disease, codes in (("crmo", crmo), ("sapho", sapho))
+            if any(codes.contains(c) for c in coded)
         ]
-        if ("crmo", "code") not in found and any(words.matches_text(t) for t in (row["text"], *(c.display for c in coded)) if t):
+        if ("crmo", "code") not in found and any(
+            words.matches_text(t) for t in (row["text"], *(c.display for c in coded)) if t
+        ):
             found.append(("crmo", "text"))
         for disease, evidence in found or [("other", "code")]:
             conditions.append(
@@ -332,7 +343,13 @@ def _conditions(
             for place in places.get(row["key"], ()):
                 for bone, own_side in _bones(reader, "Condition", paired(place, "site"), place["text"]):
                     sites.append(
-                        {"source": row["key"], "patient": patient, "bone": bone, "side": own_side or side, "status": verification}
+                        {
+                            "source": row["key"],
+                            "patient": patient,
+                            "bone": bone,
+                            "side": own_side or side,
+                            "status": verification,
+                        }
                     )
     return conditions, sites
 
@@ -343,7 +360,9 @@ def _side(reader: _Reader, codings: Iterable[Coding]) -> str | None:
     return "both" if len(named) > 1 else named.pop() if named else None
 
 
-def _bones(reader: _Reader, resource_type: str, codings: list[Coding], text: str | None) -> list[tuple[str, str | None]]:
+def _bones(
+    reader: _Reader, resource_type: str, codings: list[Coding], text: str | None
+) -> list[tuple[str, str | None]]:
     """The bones one bodySite concept names, each with the side the concept names; unplaced codes are counted."""
     bones = reader.artifacts.concept_map("bone")
     sides = reader.artifacts.concept_map("side")
@@ -412,7 +431,9 @@ def _exposures(
                 **ends("end", None if once else end),
                 "given_once": once,
                 "supply_days": _supply_days(row),
-                "intra_articular": any(into_joint.contains(c) for c in (*coded, *(paired(row, "route") if "route_code" in row else ()))),
+                "intra_articular": any(
+                    into_joint.contains(c) for c in (*coded, *(paired(row, "route") if "route_code" in row else ()))
+                ),
                 "indications": _indications(reader, row, diseases),
                 "stop_reasons": _stop_reasons(reader, resource_type, row),
                 "request": _request(reader, row),
@@ -428,7 +449,9 @@ def _agents(reader: _Reader, codings: list[Coding]) -> list[tuple[str, str]]:
 
 def _period(reader: _Reader, resource_type: str, row: Row) -> tuple[PartialDate | None, PartialDate | None]:
     if resource_type == "MedicationRequest":
-        return reader.date(row, "bounds_start", "validity_start", "authored_on"), reader.date(row, "bounds_end", "validity_end")
+        return reader.date(row, "bounds_start", "validity_start", "authored_on"), reader.date(
+            row, "bounds_end", "validity_end"
+        )
     if resource_type == "MedicationDispense":
         return reader.date(row, "handed_over", "prepared"), None
     return (
@@ -502,7 +525,13 @@ def _adverse_events(reader: _Reader, rows: Iterable[Row]) -> Iterator[Row]:
             continue
         reader.seen(row["key"], patient, when)
         for suspect in reader.references(row, (*(row["suspect"] or ()), *(row["suspect_r5"] or ())), "suspectEntity"):
-            yield {"source": row["key"], "patient": patient, "suspect": suspect, "status": row["status"], **ends("date", when)}
+            yield {
+                "source": row["key"],
+                "patient": patient,
+                "suspect": suspect,
+                "status": row["status"],
+                **ends("date", when),
+            }
 
 
 def _observations(reader: _Reader, rows: Iterable[Row], drugs: set[str]) -> tuple[list[Row], list[Row], list[Row]]:
@@ -526,7 +555,9 @@ def _observations(reader: _Reader, rows: Iterable[Row], drugs: set[str]) -> tupl
             if any(lesions.contains(c) for c in coded):
                 if row["value_boolean"] is not False:
                     for bone, side in _bones(reader, "Observation", paired(row, "site"), row["site_text"]):
-                        sites.append({"source": row["key"], "patient": patient, "bone": bone, "side": side, "status": status})
+                        sites.append(
+                            {"source": row["key"], "patient": patient, "bone": bone, "side": side, "status": status}
+                        )
             elif analyte := next((a for c in coded if (a := analytes.translate(c))), None):
                 if lab := _lab(reader, row, patient, analyte, when):
                     labs.append(lab)
@@ -544,7 +575,11 @@ def _judged(
         reader.not_placed("Observation", paired(row, "value"))
 
     def medications(name: str, element: str) -> list[str]:
-        return [k for k in reader.references(row, row[name] or (), element) if k in drugs or type_of(k).startswith("Medication")]
+        return [
+            k
+            for k in reader.references(row, row[name] or (), element)
+            if k in drugs or type_of(k).startswith("Medication")
+        ]
 
     return {
         "assessment": row["key"],
@@ -613,6 +648,6 @@ def _imaging(reader: _Reader, views: Mapping[str, list[Row]]) -> Iterator[Row]:
             yield found
     for row in views["diagnostic_report"]:
         codes = paired(row, "code")
-        if found := study(row, codes, "effective_datetime", "effective_start", is_mri=mri.contains):
-            if not (row["imaging"] or row["imaging_r5"]):
-                yield found
+        found = study(row, codes, "effective_datetime", "effective_start", is_mri=mri.contains)
+        if found and not (row["imaging"] or row["imaging_r5"]):
+            yield found

@@ -7,6 +7,7 @@ from crmo_fhir.metrics.describe import compute_cohort, compute_foci, compute_lin
 from crmo_fhir.metrics.response import compute_courses, compute_patients
 from crmo_fhir.model.parameters import Parameters
 from crmo_fhir.model.results import Result
+from crmo_fhir.model.tables import rows_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,9 +19,9 @@ def compute_results(tables: "Mapping[str, pd.DataFrame]", parameters: Parameters
     `tables` are those of STUDY/cohort. Every group has exactly one overall row; a figure that cannot be computed is a
     row with its reason in `note`.
     """
-    patients = tables["patients"].to_dict("records")
-    foci = tables["foci"].to_dict("records")
-    courses = tables["courses"].to_dict("records")
+    patients = rows_of(tables["patients"])
+    foci = rows_of(tables["foci"])
+    courses = rows_of(tables["courses"])
     return [
         *compute_cohort(patients, parameters.interval),
         *compute_foci(patients, foci, parameters.interval),

@@ -11,13 +11,15 @@ from crmo_fhir.model.tables import FOCALITIES, SEXES
 Row = dict[str, Any]
 
 
-def share(group: str, unit: str, n: int, total: int, interval: str, **where: str) -> Result:
-    """n of N as a row with its interval; 0/0 has neither."""
+def share(
+    group: str, unit: str, n: int, total: int, interval: str, *, stratifier: str = "", stratum: str = "", note: str = ""
+) -> Result:
+    """Give n of N as a row with its interval; 0/0 has neither."""
     if total == 0:
-        note = where.pop("note", "") or "no proportion: nothing to count (0/0)"
-        return Result(group, unit, n, total, note=note, **where)
+        why = note or "no proportion: nothing to count (0/0)"
+        return Result(group, unit, n, total, stratifier=stratifier, stratum=stratum, note=why)
     low, high = INTERVALS[interval](n, total)
-    return Result(group, unit, n, total, proportion=n / total, ci_low=low, ci_high=high, ci_method=interval, **where)
+    return Result(group, unit, n, total, stratifier, stratum, n / total, low, high, interval, note)
 
 
 def count(group: str, unit: str, n: int, note: str = "a count: everything counted is in it") -> Result:

@@ -57,7 +57,13 @@ def compute_patients(
             for u in [units.get(p["person"])]
         }
         rows = _group(group, "patient", list(judged.values()), parameters.interval, flag)
-        rows += _group(f"{group}-exposed", "patient", [Unit(bool(u.effect), False, u.strata) for u in units.values()], parameters.interval, flag)
+        rows += _group(
+            f"{group}-exposed",
+            "patient",
+            [Unit(bool(u.effect), False, u.strata) for u in units.values()],
+            parameters.interval,
+            flag,
+        )
         evaluated = [u for p in treated for u in [units[p["person"]]]]
         rows += _readings(group, "patient", evaluated, parameters.interval, flag)
         return rows
@@ -103,7 +109,7 @@ def _course(patient: Row, course: Row) -> Unit:
 
 
 def _failed_unjudged(course: Row) -> bool:
-    return course["not_evaluable_reason"] == "no assessment, stopped for an adverse event"
+    return bool(course["not_evaluable_reason"] == "no assessment, stopped for an adverse event")
 
 
 def _any_course(patient: Row, courses: list[Row]) -> Unit:
@@ -123,8 +129,10 @@ def _child(patient: Row, own: list[Row], everything: list[Row], drug_class: str,
 
 
 def _escalated(course: Row, everything: list[Row], parameters: Parameters) -> bool:
-    """Whether MTX, a TNF-α inhibitor, a bisphosphonate or a longer systemic glucocorticoid was given within 12 months
-    of the judgement (edge case E20)."""
+    """Whether a stronger treatment was given within 12 months of the judgement (edge case E20).
+
+    That is methotrexate, a TNF-α inhibitor, a bisphosphonate, or a systemic glucocorticoid for more than 28 days.
+    """
     judged = course["effect_low"]
     if judged is None:
         return False
@@ -142,7 +150,9 @@ def _escalated(course: Row, everything: list[Row], parameters: Parameters) -> bo
     )
 
 
-def _group(group: str, unit: str, units: Sequence[Unit], interval: str, note: str, *, cuts: bool = True) -> list[Result]:
+def _group(
+    group: str, unit: str, units: Sequence[Unit], interval: str, note: str, *, cuts: bool = True
+) -> list[Result]:
     judged = [u for u in units if u.effect is not None]
     rows = [share(group, unit, sum(u.effect is True for u in judged), len(judged), interval, note=note)]
     if not cuts:
@@ -170,7 +180,9 @@ def _values(stratifier: str, units: Sequence[Unit]) -> list[str]:
     if stratifier in fixed:
         return fixed[stratifier]
     met = {u.strata[stratifier] for u in units}
-    return sorted(met - {NO_AGENT}, key=lambda v: (len(v), v) if stratifier == "line" else (0, v)) + sorted(met & {NO_AGENT})
+    return sorted(met - {NO_AGENT}, key=lambda v: (len(v), v) if stratifier == "line" else (0, v)) + sorted(
+        met & {NO_AGENT}
+    )
 
 
 def _readings(group: str, unit: str, units: Sequence[Unit], interval: str, note: str) -> list[Result]:
@@ -202,5 +214,7 @@ def _mri(prefix: str, patients: Sequence[Row], own: dict[str, list[Row]], interv
     return [
         *_group(group, "MRI-evaluated course", units, interval, note),
         count(f"{group}-treated", "course", len(units), note or "treated, evaluated by MRI or not"),
-        share(f"{group}-not-evaluable", "course", sum(u.effect is None for u in units), len(units), interval, note=note),
+        share(
+            f"{group}-not-evaluable", "course", sum(u.effect is None for u in units), len(units), interval, note=note
+        ),
     ]

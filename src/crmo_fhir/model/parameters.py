@@ -37,7 +37,5 @@ class Parameters:
     min_exposure_days: int = 84
     nsaid_escalation_months: int = 12
     glucocorticoid_escalation_days: int = 28
-    infusion_interval_days: dict[str, int] = field(
-        default_factory=lambda: {"infliximab": 56}
-    )
+    infusion_interval_days: dict[str, int] = field(default_factory=lambda: {"infliximab": 56})
     """Nominal interval of one administration, by agent; other agents count the day itself."""

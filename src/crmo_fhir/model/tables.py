@@ -23,7 +23,7 @@ class Column:
     type: Type
     meaning: str
     required: bool = False
-    values: tuple[str, ...] = ()
+    allowed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Table:
                 value = record[column.name]
                 if column.required and value is None:
                     raise ValueError(f"table {self.name}: {column.name} is required")
-                if column.values and value is not None and value not in column.values:
+                if value is not None and column.allowed and value not in column.allowed:
                     raise ValueError(f"table {self.name}: {column.name} may not hold such a value")
             records.append(record)
         records.sort(key=lambda r: [(r[k] is not None, str(r[k])) for k in (*self.key, *names)])
@@ -93,6 +93,11 @@ def _dates(name: str, meaning: str) -> tuple[Column, Column]:
     )
 
 
+def rows_of(frame: "pd.DataFrame") -> list[dict[str, Any]]:
+    """The rows of a declared table as dicts."""
+    return [dict(zip(frame.columns, values, strict=True)) for values in frame.itertuples(index=False, name=None)]
+
+
 SEXES = ("female", "male", "other", "unknown")
 FOCALITIES = ("unifocal", "multifocal", "unknown")
 RUNGS = ("administration", "dispense", "statement", "order")
@@ -105,7 +110,7 @@ PATIENT = Table(
     ("patient",),
     (
         Column("patient", "text", "key of the Patient", required=True),
-        Column("sex", "text", "administrative gender", required=True, values=SEXES),
+        Column("sex", "text", "administrative gender", required=True, allowed=SEXES),
         *_dates("birth", "date of birth"),
         Column("deceased", "flag", "whether the record says the child died"),
         *_dates("death", "date of death"),
@@ -118,7 +123,7 @@ PATIENT_LINK = Table(
     (
         Column("patient", "text", "key of the Patient that holds the link", required=True),
         Column("other", "text", "key of the Patient linked to", required=True),
-        Column("type", "text", "who survives", required=True, values=("replaced-by", "replaces", "same-identifier")),
+        Column("type", "text", "who survives", required=True, allowed=("replaced-by", "replaces", "same-identifier")),
     ),
 )
 CONDITION = Table(
@@ -128,11 +133,11 @@ CONDITION = Table(
     (
         Column("condition", "text", "key of the Condition", required=True),
         Column("patient", "text", "key of its Patient; empty where the reference could not be resolved"),
-        Column("disease", "text", "what it codes", required=True, values=("crmo", "sapho", "other")),
-        Column("evidence", "text", "found by a code or by free text only", required=True, values=("code", "text")),
+        Column("disease", "text", "what it codes", required=True, allowed=("crmo", "sapho", "other")),
+        Column("evidence", "text", "found by a code or by free text only", required=True, allowed=("code", "text")),
         Column("verification", "text", "verificationStatus; absent counts as confirmed", required=True),
         *_dates("date", "date of diagnosis"),
-        Column("date_source", "text", "where the date stood", values=("recordedDate", "encounter", "onset")),
+        Column("date_source", "text", "where the date stood", allowed=("recordedDate", "encounter", "onset")),
     ),
 )
 SITE = Table(
@@ -143,7 +148,7 @@ SITE = Table(
         Column("source", "text", "key of the Condition or Observation", required=True),
         Column("patient", "text", "key of its Patient"),
         Column("bone", "text", "bone, by concept map", required=True),
-        Column("side", "text", "laterality", values=("left", "right", "both")),
+        Column("side", "text", "laterality", allowed=("left", "right", "both")),
         Column("status", "text", "verificationStatus or Observation.status", required=True),
     ),
 )
@@ -154,7 +159,7 @@ EXPOSURE = Table(
     (
         Column("source", "text", "key of the resource", required=True),
         Column("patient", "text", "key of its Patient"),
-        Column("rung", "text", "kind of evidence, strongest first", required=True, values=RUNGS),
+        Column("rung", "text", "kind of evidence, strongest first", required=True, allowed=RUNGS),
         Column("agent", "text", "generic name", required=True),
         Column("drug_class", "text", "treatment class", required=True),
         Column("status", "text", "FHIR status as found", required=True),
@@ -163,7 +168,7 @@ EXPOSURE = Table(
             "text",
             "what the status (with intent, doNotPerform, adherence) means",
             required=True,
-            values=("yes", "no", "on-hold"),
+            allowed=("yes", "no", "on-hold"),
         ),
         *_dates("start", "first day"),
         *_dates("end", "last day; empty for ongoing or not recorded"),
@@ -194,9 +199,9 @@ OBSERVED = Table(
     (
         Column("assessment", "text", "key of the Observation", required=True),
         Column("patient", "text", "key of its Patient"),
-        Column("kind", "text", "clinical effect or MRI change", required=True, values=("clinical", "mri")),
+        Column("kind", "text", "clinical effect or MRI change", required=True, allowed=("clinical", "mri")),
         Column("status", "text", "Observation.status", required=True),
-        Column("value", "text", "its answer by concept map; empty where it could not be placed", values=EFFECTS),
+        Column("value", "text", "its answer by concept map; empty where it could not be placed", allowed=EFFECTS),
         *_dates("date", "date of the assessment"),
         Column("part_of", "texts", "keys of medication resources named by partOf", required=True),
         Column("focus", "texts", "keys of medication resources named by focus", required=True),
@@ -284,15 +289,21 @@ PATIENTS = Table(
     ("person",),
     (
         Column("person", "text", "key of the surviving Patient", required=True),
-        Column("sex", "text", "administrative gender", required=True, values=SEXES),
+        Column("sex", "text", "administrative gender", required=True, allowed=SEXES),
         *_dates("birth", "date of birth"),
         *_dates("diagnosis", "date of diagnosis"),
         Column("diagnosis_source", "text", "where the date stood", required=True),
         Column("age_at_diagnosis", "number", "years, from the point estimates"),
         Column("sapho", "flag", "SAPHO ever", required=True),
-        Column("sapho_at_diagnosis", "text", "SAPHO by the date of diagnosis", required=True, values=("yes", "no", "unknown")),
+        Column(
+            "sapho_at_diagnosis",
+            "text",
+            "SAPHO by the date of diagnosis",
+            required=True,
+            allowed=("yes", "no", "unknown"),
+        ),
         Column("focus_count", "count", "distinct foci ever", required=True),
-        Column("focality", "text", "one focus or several, ever", required=True, values=FOCALITIES),
+        Column("focality", "text", "one focus or several, ever", required=True, allowed=FOCALITIES),
         *_dates("death", "date of death"),
         Column("last_contact", "day", "last day with a record"),
         Column("censored", "day", "min(data lock, death, last contact)"),
@@ -306,7 +317,7 @@ FOCI = Table(
     (
         Column("person", "text", "key of the child", required=True),
         Column("bone", "text", "bone", required=True),
-        Column("side", "text", "laterality", values=("left", "right")),
+        Column("side", "text", "laterality", allowed=("left", "right")),
         Column("sources", "texts", "keys of the Conditions and Observations", required=True),
     ),
 )
@@ -325,18 +336,20 @@ COURSES = Table(
         Column("end", "day", "last day; empty for ongoing; of infusions and dispenses the last one plus its interval"),
         Column("exposure_days", "count", "end - start, an ongoing course up to the censoring day", required=True),
         Column("stop_reason", "text", "class of the reason; `ongoing` without an end", required=True),
-        Column("indication", "text", "what it was given for", required=True, values=("crmo", "both", "other", "missing")),
-        Column("rung", "text", "evidence used", required=True, values=RUNGS),
+        Column(
+            "indication", "text", "what it was given for", required=True, allowed=("crmo", "both", "other", "missing")
+        ),
+        Column("rung", "text", "evidence used", required=True, allowed=RUNGS),
         Column("left_out", "text", "why the course is out of the figures; empty for one that counts"),
         Column("co_mtx", "flag", "at least 28 days together with methotrexate", required=True),
         Column("flags", "texts", "what a reader should know: stale, overlap, partial date, ...", required=True),
-        Column("effect", "text", "primary judged clinical effect", values=EFFECTS),
+        Column("effect", "text", "primary judged clinical effect", allowed=EFFECTS),
         Column("effect_low", "day", "day of that judgement"),
-        Column("effect_best", "text", "best judged effect in the window", values=EFFECTS),
-        Column("effect_6_months", "text", "judged effect nearest six months", values=EFFECTS),
+        Column("effect_best", "text", "best judged effect in the window", allowed=EFFECTS),
+        Column("effect_6_months", "text", "judged effect nearest six months", allowed=EFFECTS),
         Column("evaluable", "flag", "counts in the denominator of the clinical effect", required=True),
         Column("not_evaluable_reason", "text", "why it does not"),
-        Column("mri", "text", "primary judged MRI change", values=EFFECTS),
+        Column("mri", "text", "primary judged MRI change", allowed=EFFECTS),
         Column("sources", "texts", "keys of the medication resources", required=True),
         Column("assessments", "texts", "keys of the assessments attributed", required=True),
     ),
@@ -348,11 +361,11 @@ ASSESSMENTS = Table(
     (
         Column("assessment", "text", "key of the Observation", required=True),
         Column("person", "text", "key of the child", required=True),
-        Column("kind", "text", "clinical effect or MRI change", required=True, values=("clinical", "mri")),
-        Column("value", "text", "answer", required=True, values=EFFECTS),
+        Column("kind", "text", "clinical effect or MRI change", required=True, allowed=("clinical", "mri")),
+        Column("value", "text", "answer", required=True, allowed=EFFECTS),
         Column("date", "day", "day (point estimate)"),
         Column("course", "text", "course it judges; empty for unattributed"),
-        Column("attribution", "text", "how", required=True, values=("link", "window", "unattributed")),
+        Column("attribution", "text", "how", required=True, allowed=("link", "window", "unattributed")),
         Column("reason", "text", "why unattributed, or what to know"),
         Column("primary", "flag", "the one that counts for its course", required=True),
     ),
