@@ -85,6 +85,10 @@ def _parameters(options: dict[str, Any]) -> Parameters:
     known = set(Parameters.__dataclass_fields__) - {"since", "until", "data_lock"}
     if unknown := sorted(set(table) - known):
         raise UsageError(f"crmo-fhir.toml: [parameters] has no '{unknown[0]}'; see the README for the names")
+    defaults = Parameters()
+    for name, value in table.items():
+        if type(value) is not type(getattr(defaults, name)) or (isinstance(value, int) and value < 0):
+            raise UsageError(f"crmo-fhir.toml: [parameters] {name} has not the kind of value it needs; see its default")
     since = _day("--since", options["since"], "low")
     until = _day("--until", options["until"], "high")
     if since and until and until < since:

@@ -103,6 +103,7 @@ class Reading:
     partial: str = "point"  # which day of a partial date of exposure
     escalation_day_counts: bool = False  # an assessment on the very day of an escalation is still the earlier course's
     latest_course: bool = True  # of two courses whose windows hold an assessment, the one begun last
+    out_captures: bool = True  # unlinked assessments can fall to a course that is out of the figures
     minor_classes_capture: bool = True  # unlinked assessments can fall to a course of a class without figures
     nsaid_switch_ends: bool = True  # a second NSAID ends the window of the first ("next agent of the class")
     any_tnf_start: bool = True  # "nothing observed after a TNF start": also one before the methotrexate began
@@ -327,6 +328,7 @@ def attribute(child: Child, courses: list[Course], reading: Reading) -> None:
                 found = None
         else:
             able = [c for c in courses if reading.minor_classes_capture or c.drug_class in ("NSAID", "MTX", "TNF")]
+            able = [c for c in able if reading.out_captures or not c.out]
             if seen.kind == "clinical":
                 able = [c for c in able if clinical_window(c, seen.day, courses, reading)]
             else:
@@ -457,7 +459,7 @@ def count_child(child: Child, since: date, until: date, orders_count: bool, read
             add("mtx-clinical", bool(best), agents(evaluable), agents(best))
         if name == "tnfi":
             for course in evaluable:
-                add("tnfi-clinical", course in best, agents([course]))
+                add("tnfi-clinical", any(course is b for b in best), agents([course]))
             if evaluable:
                 add("tnfi-clinical-patients", bool(best), agents(evaluable), agents(best))
         for course in own:
