@@ -7,6 +7,7 @@ INSTALLED := .venv/installed
 .PHONY: demo test check lint lock clean
 
 demo: $(INSTALLED) ## the main job on the bundled cohort
+	rm -rf .demo
 	$(BIN)/crmo-fhir demo -o .demo
 
 test: check ## everything that must hold
