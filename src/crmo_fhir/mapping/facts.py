@@ -394,6 +394,14 @@ def _taken(resource_type: str, row: Row) -> str:
     return "yes" if status in TAKEN[resource_type] and not adherence & NOT_TAKING else "no"
 
 
+def _status(resource_type: str, row: Row, taken: str) -> str:
+    """The status as found; where something else says the drug was not taken, that too."""
+    status = str(row["status"] or "unknown")
+    if taken != "no" or status not in TAKEN[resource_type]:
+        return status
+    return f"{status}, only proposed" if resource_type == "MedicationRequest" else f"{status}, not taking"
+
+
 def _exposures(
     reader: _Reader,
     resource_type: str,
@@ -425,7 +433,7 @@ def _exposures(
                 "rung": RUNG_OF[resource_type],
                 "agent": agent,
                 "drug_class": drug_class,
-                "status": row["status"] or "unknown",
+                "status": _status(resource_type, row, taken),
                 "taken": taken,
                 **ends("start", start),
                 **ends("end", None if once else end),
