@@ -83,6 +83,13 @@ class FakeServer:
         self.requests: list[Request] = []
         self.zipped = False
         self.totals = True
+        self.counts = True  # answers `_summary=count`
+        self.next_links = True
+        self.lists_types = True
+        self.typed_only = False  # finds a patient's records under Patient/id alone
+        self.text_as_code = False  # takes `code:text` for `code`
+        self.text_indexed = True  # else a code in words alone is found by `code:missing` alone
+        self.hidden: set[str] = set()  # ids that a search by patient leaves out
         self.modes = True
         self.self_links = True
         self.relative_links = False
@@ -151,19 +158,27 @@ def _tokens(concept: Resource) -> set[str]:
     return {c.get("code", "") for c in codings} | {f"{c.get('system', '')}|{c.get('code', '')}" for c in codings}
 
 
-def _holds(resource: Resource, name: str, value: str) -> bool:
+def _holds(fake: FakeServer, resource: Resource, name: str, value: str) -> bool:
     """Whether a resource meets one search parameter."""
     wanted = _values(value)
     subject = resource.get("subject", resource.get("patient", {})).get("reference", "")
     if name == "_id":
         return resource["id"] in wanted
     if name in ("patient", "subject"):
+        if resource["id"] in fake.hidden:
+            return False
+        if fake.typed_only:
+            return subject in wanted
         return any(subject.endswith(f"Patient/{one.removeprefix('Patient/')}") for one in wanted)
-    if name == "code":
+    if name == "code:missing":
+        code = resource.get("code", {})
+        return not code.get("coding") and not (fake.text_indexed and code.get("text"))
+    if name == "code" or (name == "code:text" and fake.text_as_code):
         return bool(_tokens(resource.get("code", {})) & set(wanted))
     if name == "code:text":
         code = resource.get("code", {})
-        said = " ".join([code.get("text", ""), *(c.get("display", "") for c in code.get("coding", ()))]).lower()
+        displays = [c.get("display", "") for c in code.get("coding", ())]
+        said = " ".join([code.get("text", ""), *displays] if displays or fake.text_indexed else []).lower()
         return any(one.lower() in said for one in wanted)
     if name == "identifier":
         found = {f"{i.get('system')}|{i.get('value')}" for i in resource.get("identifier", ())}
@@ -264,27 +279,30 @@ class _Handler(BaseHTTPRequestHandler):
         names = {name for name, _ in params}
         if kind == "Observation" and self.fake.needs_category and "category" not in names:
             return 400, _outcome("required")
-        if "code:text" in names and not self.fake.text_search:
+        if {"code:text", "code:missing"} & names and not self.fake.text_search:
             return 400, _outcome("not-supported")
         return 200, self._bundle(kind, params)
 
     def _bundle(self, kind: str, params: list[tuple[str, str]]) -> str:
         fake = self.fake
         offset = int(dict(params).get("_offset", "0"))
-        filters = [(n, v) for n, v in params if n not in ("_offset", "_count", "_total") and n not in fake.ignored]
+        ours = ("_offset", "_count", "_total", "_summary")
+        filters = [(n, v) for n, v in params if n not in ours and n not in fake.ignored]
         found = [
             text
             for text in fake.texts
             if (resource := json.loads(text))["resourceType"] == kind
-            and all(_holds(resource, n, v) for n, v in filters)
+            and all(_holds(fake, resource, n, v) for n, v in filters)
         ]
+        if fake.counts and ("_summary", "count") in params:
+            return json.dumps({"resourceType": "Bundle", "type": "searchset", "total": len(found)})
         size = min(fake.page_size, int(dict(params).get("_count", "50")))
         page = found[offset : offset + size]
         links = []
         if fake.self_links:
             used = [(n, v) for n, v in params if n not in fake.ignored]
             links.append({"relation": "self", "url": f"{fake.base}/{kind}?{urlencode(used)}"})
-        if offset + size < len(found):
+        if fake.next_links and offset + size < len(found):
             rest = [(n, v) for n, v in params if n != "_offset"]
             url = f"{kind}?{urlencode([*rest, ('_offset', str(offset + size))])}"
             links.append({"relation": "next", "url": url if fake.relative_links else f"{fake.base}/{url}"})
@@ -311,7 +329,7 @@ class _Handler(BaseHTTPRequestHandler):
             "resourceType": "CapabilityStatement",
             "fhirVersion": self.fake.version,
             "software": {"name": "fake", "version": "1"},
-            "rest": [{"mode": "server", "resource": resources}],
+            "rest": [{"mode": "server", "resource": resources} if self.fake.lists_types else {"mode": "server"}],
         }
 
 

@@ -190,6 +190,7 @@ class Cohort:
     orders_count: bool
     orders_only: bool
     r5: float
+    stranger: bool  # somebody without CRMO who took a drug: the source holds more than orders
     rejected: Counter = field(default_factory=Counter)
 
 
@@ -289,19 +290,14 @@ class Timeline:
                 indications = set()
         made: list[Exposure] = []
         if rung in ("statement", "order", "procedure"):
-            pieces = 1 if length is None or length < 20 or rng.random() < 0.6 else rng.randint(2, 3)
+            pieces = 1 if length is None or length < 60 or rng.random() < 0.6 else rng.randint(2, 3)
             at = start
             for piece in range(pieces):
                 final = piece == pieces - 1
-                stop = None if length is None else start + days(length) if final else at + days(max(5, length // pieces))
-                if stop is not None and stop < at:
-                    stop = at
+                stop = None if length is None else start + days(length if final else (piece + 1) * (length // pieces) - 14)
                 made.append(self.record(agent, rung, at, stop, joint=joint))
                 if not final:
-                    gap = rng.choice([-4, 0, 1, 1, 14])
-                    at = self.fresh(stop + days(gap)) if False else stop + days(gap)  # noqa: SIM210, B015
-            if rung == "procedure" and length is None:
-                made[-1].end = None
+                    at = stop + days(rng.choice([-4, 0, 1, 1, 14]))
         elif rung == "dispense":
             at, left = start, 400 if length is None else length
             while left > 0:
@@ -689,11 +685,554 @@ def make(seed: int, allow: frozenset[str] = frozenset(), size: int | None = None
     windows = [(date(2002, 1, 1), date(2011, 12, 31))] * 3 + [(date(2004, 2, 29), date(2008, 2, 29)), (date(2000, 3, 15), date(2013, 7, 1))]
     since, until = rng.choice(windows)
     orders_only = rng.random() < 0.12
-    cohort = Cohort(seed, since, until, [], not orders_only or rng.random() < 0.7, orders_only, rng.choice([0.0, 0.0, 0.0, 1.0, 0.3]))
-    if not orders_only:
-        cohort.orders_count = False
+    stranger = not orders_only or rng.random() < 0.3
+    cohort = Cohort(seed, since, until, [], not stranger, orders_only, rng.choice([0.0, 0.0, 0.0, 1.0, 0.3]), stranger)
     cohort.children = [make_child(rng, f"c{n}", cohort, allow) for n in range(size or rng.choice([1, 2, 5, 10, 20, 30, 40, 60]))]
-    taken = [e for c in cohort.children for e in c.exposures if e.rung != "order" and e.taken == "yes"]
-    if not orders_only and not taken:
-        cohort.orders_count = None  # the writer adds a stranger who took something
     return cohort
+
+
+# --- from facts to records ---------------------------------------------------------------------------------------
+
+
+class Encoder:
+    """Writes one child as FHIR resources; references name the target (`@name`) until the resources have a place."""
+
+    def __init__(self, rng: random.Random, child: Child, *, r5: bool) -> None:
+        self.rng, self.child, self.r5 = rng, child, r5
+        self.resources: list[Json] = []
+        self.patients: list[str] = []
+        self.medications: dict[str, str] = {}
+
+    # ... parts
+
+    def add(self, kind: str, name: str, **elements: object) -> Json:
+        resource = {"resourceType": kind, "_name": name, **{k: v for k, v in elements.items() if v is not None}}
+        self.resources.append(resource)
+        return resource
+
+    def subject(self) -> Json:
+        return {"reference": "@" + self.rng.choice(self.patients)}
+
+    def system(self, uri: str) -> str:
+        rng = self.rng
+        uri = rng.choice(ALIASES.get(uri, [uri])) if rng.random() < 0.3 else uri
+        if uri.startswith("http") and "|" not in uri and uri != OWN:
+            kind = rng.random()
+            if kind < 0.06:
+                uri = uri.replace("http://", "https://", 1) if uri.startswith("http://") else uri.replace("https://", "http://", 1)
+            elif kind < 0.1:
+                uri = uri.rstrip("/") + "/"
+        return uri
+
+    def coding(self, system: str | None, code: str) -> Json:
+        made: Json = {"code": code}
+        if system:
+            made["system"] = self.system(system)
+        if code in DISPLAYS:
+            made["display"] = DISPLAYS[code]
+        return made
+
+    def concept(self, pair: tuple[str | None, str], *more: Json) -> Json:
+        codings = [self.coding(*pair), *more]
+        if self.rng.random() < 0.2:
+            codings.insert(self.rng.randint(0, 1), {"system": "http://example.org/local", "code": "X1", "display": "lokal kode"})
+        made: Json = {"coding": codings}
+        if self.rng.random() < 0.15:
+            made["text"] = "se journal"
+        return made
+
+    def day(self, when: When | date) -> str:
+        """A dateTime that is that day in Copenhagen."""
+        rng = self.rng
+        if isinstance(when, When):
+            if when.low != when.high:
+                return f"{when.low:%Y-%m}" if (when.high - when.low).days < 31 else f"{when.low:%Y}"
+            when = when.low
+        if rng.random() < 0.75:
+            return when.isoformat()
+        hour, minute = rng.choice([(0, 0), (0, 10), (0, 50), (12, 0), (23, 10), (23, 59)])
+        local = datetime(when.year, when.month, when.day, hour, minute, tzinfo=COPENHAGEN)
+        zone = rng.choice([None, UTC, timezone(timedelta(hours=9)), timezone(timedelta(hours=-5)), timezone(timedelta(hours=5, minutes=30))])
+        text = local.astimezone(zone or COPENHAGEN).isoformat(timespec=rng.choice(["seconds", "milliseconds"]))
+        return text.replace("+00:00", "Z") if zone is UTC else text
+
+    def period(self, start: When, end: When | None) -> Json:
+        return {"start": self.day(start), **({"end": self.day(end)} if end else {})}
+
+    # ... resources
+
+    def person(self) -> None:
+        rng, child = self.rng, self.child
+        count = rng.choice([1] * 9 + [2, 3])
+        self.patients = [f"{child.name}.patient{n}" for n in range(count)]
+        ways = [rng.choice(["replaced-by", "replaces", "both"]) for _ in range(count - 1)]
+        for n, name in enumerate(self.patients):
+            links = []
+            if n < count - 1 and ways[n] != "replaces":
+                links.append({"other": {"reference": "@" + self.patients[n + 1]}, "type": "replaced-by"})
+            if n > 0 and ways[n - 1] != "replaced-by":
+                links.append({"other": {"reference": "@" + self.patients[n - 1]}, "type": "replaces"})
+            gender = None if child.sex == "unknown" and rng.random() < 0.5 else child.sex
+            birth = None
+            if child.birth:
+                low, high = child.birth.low, child.birth.high
+                birth = low.isoformat() if low == high else f"{low:%Y-%m}" if (high - low).days < 31 else f"{low:%Y}"
+            patient = self.add("Patient", name, gender=gender, birthDate=birth, link=links or None, active=n == count - 1)
+            if rng.random() < 0.1:
+                patient["_birthDate"] = {"extension": [{"url": "http://hl7.org/fhir/StructureDefinition/patient-birthTime", "valueDateTime": f"{birth}T11:30:00+01:00"}]} if birth and len(birth) == 10 else {"extension": [{"url": "http://hl7.org/fhir/StructureDefinition/data-absent-reason", "valueCode": "unknown"}]}
+            if child.died:
+                patient["deceasedDateTime"] = child.died.isoformat()
+
+    def site(self, bone: str, side: str | None) -> Json:
+        made = self.concept((SNOMED, self.rng.choice(BONES[bone])))
+        if side:
+            made["coding"].insert(self.rng.randint(0, len(made["coding"])), self.coding(SNOMED, SIDES[side]))
+        return made
+
+    def conditions(self) -> None:
+        rng, child = self.rng, self.child
+        for diagnosis in child.diagnoses:
+            subject = self.subject()
+            codings: list[Json] = []
+            sites = list(diagnosis.sites)
+            body: list[Json] | None = None
+            text = None
+            if diagnosis.text_only:
+                text = rng.choice(TEXTS)
+                codings = [self.coding(*rng.choice(SHADOWS))] if rng.random() < 0.5 else []
+            else:
+                if "crmo" in diagnosis.diseases:
+                    pair = rng.choice(CRMO)
+                    if len(sites) == 1 and sites[0][1] and rng.random() < 0.5:
+                        bone, side = sites[0]
+                        if (bone, side) in CM_SIDED and rng.random() < 0.5:
+                            pair, body = (ICD10CM, CM_SIDED[bone, side]), [self.site(bone, None)]
+                        else:
+                            pair, body = (rng.choice([SKS, SKS_D]), "DM863" + SUFFIX[side]), [self.site(bone, None)]
+                    codings.append(self.coding(*pair))
+                if "sapho" in diagnosis.diseases:
+                    codings.append(self.coding(*rng.choice(SAPHO)))
+                if not diagnosis.diseases or rng.random() < 0.15:
+                    codings.append(self.coding(*rng.choice(SHADOWS)))
+                rng.shuffle(codings)
+            code = {**({"coding": codings} if codings else {}), **({"text": text} if text else {})}
+            status: Json | None = {"coding": [{"system": "http://terminology.hl7.org/CodeSystem/condition-ver-status", "code": diagnosis.verification}]}
+            if diagnosis.verification == "confirmed" and rng.random() < 0.3:
+                status = None
+            made = self.add("Condition", diagnosis.name, code=code, subject=subject, verificationStatus=status)
+            made["clinicalStatus"] = {"coding": [{"system": "http://terminology.hl7.org/CodeSystem/condition-clinical", "code": rng.choice(["active", "remission", "resolved"])}]}
+            if diagnosis.verification == "entered-in-error":
+                del made["clinicalStatus"]
+            if sites:
+                made["bodySite"] = body or [self.site(b, s) for b, s in sites]
+            if diagnosis.when is None:
+                continue
+            source = rng.choice(["recordedDate", "recordedDate", "encounter", "onset"])
+            earlier = on(diagnosis.when.low - days(rng.randint(1, 700)))
+            place = source if source != "recordedDate" else None
+            if source == "recordedDate":
+                made["recordedDate"] = self.day(diagnosis.when)
+                place = rng.choice([None, "encounter", "onset"])
+            visit = earlier if source == "recordedDate" else diagnosis.when
+            if place == "encounter":
+                name = diagnosis.name + ".visit"
+                self.add("Encounter", name, status="finished", subject=subject, period={"start": self.day(visit), "end": self.day(visit)},
+                         **{"class": [{"coding": [{"code": "AMB"}]}] if self.r5 else {"code": "AMB"}})  # fmt: skip
+                made["encounter"] = {"reference": "@" + name}
+                if source == "encounter" and rng.random() < 0.5:
+                    made["onsetDateTime"] = self.day(earlier)
+            elif place == "onset":
+                if rng.random() < 0.7:
+                    made["onsetDateTime"] = self.day(visit)
+                else:
+                    made["onsetPeriod"] = {"start": self.day(visit)}
+
+    def lesions(self) -> None:
+        for number, (bone, side, counts) in enumerate(self.child.lesions):
+            code = self.concept(self.rng.choice([(HPO, "HP:6000917"), (SNOMED, "169083003")]))
+            status = self.rng.choice(["final", "amended", "corrected"]) if counts else self.rng.choice(["entered-in-error", "cancelled"])
+            when = self.child.last_seen or date(2006, 6, 6)
+            self.add("Observation", f"{self.child.name}.lesion{number}", status=status, code=code, subject=self.subject(),
+                     bodySite=self.site(bone, side), effectiveDateTime=self.day(min(when, date(2006, 6, 6))))  # fmt: skip
+
+    def drug(self, record: Exposure, holder: Json) -> None:
+        """The drug of a medication resource: a code, a reference or a contained Medication."""
+        rng, drug = self.rng, DRUGS[record.agent]
+        atc = rng.choice(drug.atc)
+        forms: list[tuple[str, str]] = [(ATC, atc)] * 3 + [(SKS, "M" + atc)]
+        forms += [(SNOMED, drug.snomed)] if drug.snomed else []
+        forms += [(RXNORM, drug.rxnorm)] if drug.rxnorm else []
+        forms += [(SKS, drug.sks)] if drug.sks and record.agent != "triamcinolone" else []
+        pair = rng.choice(forms)
+        way = rng.random()
+        if way < 0.6:
+            concept = self.concept(pair)
+            holder.update({"medication": {"concept": concept}} if self.r5 else {"medicationCodeableConcept": concept})
+            return
+        if drug.snomed and rng.random() < 0.4:
+            item = self.concept((SNOMED, drug.snomed))
+            inside: Json = {"ingredient": [{"item": {"concept": item}} if self.r5 else {"itemCodeableConcept": item}]}
+            if rng.random() < 0.5:
+                inside["code"] = {"text": "et præparat"}
+        else:
+            inside = {"code": self.concept(pair)}
+        if way < 0.8:
+            holder["contained"] = [{"resourceType": "Medication", "id": "med1", **inside}]
+            reference = {"reference": "#med1"}
+        else:
+            name = f"{self.child.name}.medication.{record.agent}"
+            if name not in self.medications:
+                self.medications[name] = name
+                self.add("Medication", name, **inside)
+            reference = {"reference": "@" + name}
+        holder.update({"medication": {"reference": reference}} if self.r5 else {"medicationReference": reference})
+
+    def why(self, record: Exposure, holder: Json) -> None:
+        rng = self.rng
+        concepts, references = [], []
+        for kind in sorted(record.indications):
+            if kind == "crmo" and rng.random() < 0.5:
+                able = [d for d in self.child.diagnoses if d.verification == "confirmed" and d.diseases == {"crmo"} and not d.text_only]
+                if able:
+                    references.append({"reference": "@" + rng.choice(able).name})
+                    continue
+            if kind == "other" and rng.random() < 0.4:
+                name = f"{self.child.name}.otherdisease"
+                if all(r["_name"] != name for r in self.resources):
+                    self.add("Condition", name, code=self.concept(rng.choice(OTHER_DISEASE)), subject=self.subject())
+                references.append({"reference": "@" + name})
+                continue
+            concepts.append(self.concept(rng.choice(CRMO if kind == "crmo" else OTHER_DISEASE)))
+        if self.r5:
+            both = [{"concept": c} for c in concepts] + [{"reference": r} for r in references]
+            if both:
+                holder["reason"] = both
+            return
+        if concepts:
+            holder["reasonCode"] = concepts
+        if references:
+            holder["reasonReference"] = references
+
+    def stops(self, reasons: set[str]) -> list[Json]:
+        return [self.concept(self.rng.choice(REASONS[r])) for r in sorted(reasons)]
+
+    def exposures(self) -> None:
+        rng = self.rng
+        requests: dict[str, set[str]] = {}
+        for record in self.child.exposures:
+            if record.rung == "statement":
+                self.statement(record)
+            elif record.rung == "dispense":
+                self.dispense(record)
+            elif record.rung == "order":
+                self.order(record)
+            elif record.procedure:
+                self.procedure(record)
+            else:
+                self.administration(record)
+                if record.request:
+                    requests[record.request] = requests.get(record.request, set()) | record.reasons
+            for number, day in enumerate(record.adverse):
+                event = self.add("AdverseEvent", f"{record.name}.event{number}", actuality="actual", subject=self.subject())
+                event["occurrenceDateTime" if self.r5 else "date"] = self.day(day)
+                target = {"reference": "@" + record.name}
+                event["suspectEntity"] = [{"instanceReference": target} if self.r5 else {"instance": target}]
+                if self.r5:
+                    event["status"] = "completed"
+        for name, reasons in requests.items():
+            first = next(r for r in self.child.exposures if r.request == name)
+            made = self.add("MedicationRequest", name, status="stopped" if reasons else "active", intent="order", subject=self.subject(), authoredOn=self.day(first.start))
+            self.drug(first, made)
+            if reasons:
+                made["statusReason"] = self.stops(reasons)[0] if len(reasons) == 1 else {"coding": [c for s in self.stops(reasons) for c in s["coding"]]}
+        rng.shuffle(self.resources)
+
+    def statement(self, record: Exposure) -> None:
+        rng = self.rng
+        made = self.add("MedicationStatement", record.name, subject=self.subject(), effectivePeriod=self.period(record.start, record.end))
+        self.drug(record, made)
+        self.why(record, made)
+        stops = self.stops(record.reasons)
+        if self.r5:
+            made["status"] = "recorded"
+            adherence: Json = {}
+            if record.taken == "no":
+                way = rng.choice(["entered-in-error", "draft", "not-taking"])
+                if way == "not-taking":
+                    adherence["code"] = {"coding": [{"system": "http://hl7.org/fhir/CodeSystem/medication-statement-adherence", "code": "not-taking"}]}
+                else:
+                    made["status"] = way
+            elif record.taken == "on-hold":
+                adherence["code"] = {"coding": [{"system": "http://hl7.org/fhir/CodeSystem/medication-statement-adherence", "code": "on-hold"}]}
+            elif rng.random() < 0.5 or stops:
+                adherence["code"] = {"coding": [{"system": "http://hl7.org/fhir/CodeSystem/medication-statement-adherence", "code": rng.choice(["taking", "taking-as-directed"])}]}
+            if stops:
+                adherence["reason"] = stops[0] if len(stops) == 1 else {"coding": [c for s in stops for c in s["coding"]]}
+            if adherence:
+                made["adherence"] = adherence
+        else:
+            taken = ["active"] if record.end is None else ["completed", "stopped", "active"]
+            made["status"] = rng.choice({"yes": taken, "no": ["entered-in-error", "not-taken", "intended"], "on-hold": ["on-hold"]}[record.taken])
+            if stops:
+                made["statusReason"] = stops
+        if record.joint:
+            made["dosage"] = [{"route": self.concept((SNOMED, "12130007"))}]
+
+    def administration(self, record: Exposure) -> None:
+        rng = self.rng
+        status = rng.choice(["completed", "completed", "in-progress"]) if record.taken == "yes" else rng.choice(["not-done", "entered-in-error"])
+        made = self.add("MedicationAdministration", record.name, status=status, subject=self.subject())
+        self.drug(record, made)
+        self.why(record, made)
+        stem = "occurence" if self.r5 else "effective"
+        if record.once and rng.random() < 0.8:
+            made[stem + "DateTime"] = self.day(record.start)
+        else:
+            made[stem + "Period"] = self.period(record.start, record.start if record.once else record.end)
+        if record.once and stem + "Period" in made:
+            noon = record.start.low.isoformat()
+            made[stem + "Period"] = {"start": noon + "T09:00:00+02:00", "end": noon + "T11:00:00+02:00"}
+        if record.request:
+            made["request"] = {"reference": "@" + record.request}
+
+    def dispense(self, record: Exposure) -> None:
+        status = "completed" if record.taken == "yes" else self.rng.choice(["cancelled", "entered-in-error"])
+        made = self.add("MedicationDispense", record.name, status=status, subject=self.subject())
+        self.drug(record, made)
+        made["whenHandedOver"] = self.day(record.start)
+        if record.end:
+            made["daysSupply"] = {"value": (record.end.low - record.start.low).days, "unit": "day", "system": "http://unitsofmeasure.org", "code": "d"}
+
+    def order(self, record: Exposure) -> None:
+        status = self.rng.choice(["active"] if record.end is None else ["active", "completed", "stopped"])
+        if record.taken != "yes":
+            status = self.rng.choice(["draft", "cancelled", "entered-in-error"])
+        made = self.add("MedicationRequest", record.name, status=status, intent="order", subject=self.subject(), authoredOn=self.day(record.start))
+        if record.plan:
+            made["intent"] = self.rng.choice(["plan", "proposal"])
+        period = self.period(record.start, record.end)
+        made["dosageInstruction"] = [{"timing": {"repeat": {"boundsPeriod": period}}}]
+        made["dispenseRequest"] = {"validityPeriod": period}
+        self.drug(record, made)
+        self.why(record, made)
+        stops = self.stops(record.reasons)
+        if stops:
+            made["statusReason"] = {"coding": [c for s in stops for c in s["coding"]]}
+
+    def procedure(self, record: Exposure) -> None:
+        rng = self.rng
+        drug = DRUGS[record.agent]
+        status = rng.choice(["completed", "in-progress"]) if record.taken == "yes" else rng.choice(["not-done", "entered-in-error"])
+        pair = (SKS, drug.sks) if rng.random() < 0.7 else (SKS, "M" + rng.choice(drug.atc))
+        made = self.add("Procedure", record.name, status=status, subject=self.subject(), code=self.concept(pair))
+        self.why(record, made)
+        stem = "occurrence" if self.r5 else "performed"
+        if record.once:
+            made[stem + "DateTime"] = self.day(record.start)
+        else:
+            made[stem + "Period"] = self.period(record.start, record.end)
+
+    def imaging(self) -> None:
+        rng = self.rng
+        for scan in self.child.scans:
+            mr = {"system": self.rng.choice([DCM, DCM, "urn:oid:1.2.840.10008.2.16.4"]), "code": "MR"}
+            if not scan.counts and rng.random() < 0.5:
+                mr["code"], status = "CT", "available"
+            else:
+                status = "available" if scan.counts else rng.choice(["entered-in-error", "cancelled"])
+            made = self.add("ImagingStudy", scan.name, status=status, subject=self.subject(), started=self.day(scan.day))
+            modality: Json = {"coding": [mr]} if self.r5 else mr
+            if rng.random() < 0.5:
+                made["modality"] = [modality]
+            else:
+                made["series"] = [{"uid": f"1.2.3.{rng.randint(1, 10**9)}", "modality": modality}]
+
+    def assessments(self) -> None:
+        rng = self.rng
+        for seen in self.child.assessments:
+            answers = (CLINICAL if seen.kind == "clinical" else MRI)[seen.value]
+            status = rng.choice(["final", "final", "amended", "corrected"]) if seen.counts else rng.choice(["entered-in-error", "cancelled"])
+            made = self.add("Observation", seen.name, status=status, subject=self.subject(), valueCodeableConcept=self.concept(rng.choice(answers)))
+            made["code"] = self.concept((OWN, "treatment-effect" if seen.kind == "clinical" else "mri-change"))
+            stamp = self.day(seen.day)
+            made["effectiveInstant" if "T" in stamp and rng.random() < 0.3 else "effectiveDateTime"] = stamp
+            part_of, focus = list(seen.part_of), list(seen.focus)
+            if seen.kind == "mri" and seen.scans and rng.random() < 0.2:
+                part_of.append(seen.scans[-1])
+            if not focus and rng.random() < 0.3 and self.child.diagnoses:
+                focus.append(self.child.diagnoses[0].name)
+            for element, names in (("partOf", part_of), ("focus", focus), ("derivedFrom", seen.scans)):
+                if names:
+                    made[element] = [{"reference": "@" + n} for n in names]
+
+    def all(self) -> list[Json]:
+        self.person()
+        self.conditions()
+        self.lesions()
+        self.imaging()
+        self.assessments()
+        self.exposures()
+        if self.child.last_seen:
+            self.add("Encounter", f"{self.child.name}.lastseen", status="finished", subject=self.subject(),
+                     period={"start": self.day(self.child.last_seen), "end": self.day(self.child.last_seen)},
+                     **{"class": [{"coding": [{"code": "AMB"}]}] if self.r5 else {"code": "AMB"}})  # fmt: skip
+        return self.resources
+
+
+# --- from records to files ---------------------------------------------------------------------------------------
+
+
+def mapped(node: object, change: Callable[[str], str]) -> object:
+    """A copy with every `@name` reference changed, and no private element."""
+    if isinstance(node, dict):
+        return {
+            k: change(v[1:]) if k == "reference" and isinstance(v, str) and v.startswith("@") else mapped(v, change)
+            for k, v in node.items()
+            if k != "_name"
+        }
+    return [mapped(v, change) for v in node] if isinstance(node, list) else node
+
+
+class Writer:
+    """Gives the records ids, places and files."""
+
+    def __init__(self, rng: random.Random, folder: Path) -> None:
+        self.rng, self.folder = rng, folder
+        self.pool: list[Json] = []  # records of no named base
+        self.bundles: list[Json] = []
+        self.keys: dict[str, str] = {}  # name of a fact -> Type/id
+        self.number = 0
+        self.file_number = 0
+
+    def fresh_id(self) -> str:
+        self.number += 1
+        n = self.number
+        style = self.rng.randint(0, 5)
+        if style == 0:
+            return str(n)
+        if style == 1:
+            return f"Ab-{n // 2}" if n % 2 else f"aB-{n // 2}"
+        if style == 2:
+            return str(uuid.UUID(int=self.rng.getrandbits(128), version=4))
+        if style == 3:
+            return f"x.{n}." + "z" * 40
+        return f"rec-{n:05d}"
+
+    def place(self, resources: list[Json]) -> None:
+        rng = self.rng
+        mode = rng.choice(["plain"] * 5 + ["absolute", "uuid", "uuid", "url-no-id"])
+        types = {r["_name"]: r["resourceType"] for r in resources}
+        ids = {name: self.fresh_id() for name in types}
+        uuids = {name: f"urn:uuid:{uuid.UUID(int=rng.getrandbits(128), version=4)}" for name in types}
+
+        has_id = {name: mode in ("plain", "absolute") or (mode == "uuid" and rng.random() < 0.5) for name in types}
+        for name in types:
+            own_id = ids[name] if has_id[name] or mode == "url-no-id" else uuids[name].removeprefix("urn:uuid:")
+            self.keys[name] = f"{types[name]}/{own_id}"
+
+        def relative(name: str) -> str:
+            tail = f"/_history/{rng.randint(1, 9)}" if rng.random() < 0.1 else ""
+            return f"{types[name]}/{ids[name]}{tail}"
+
+        def change(name: str) -> str:
+            if mode == "uuid":
+                return uuids[name]
+            if mode in ("absolute", "url-no-id") and rng.random() < 0.7:
+                return f"{BASE}/{relative(name)}"
+            return relative(name)
+
+        entries = []
+        for resource in resources:
+            name = resource["_name"]
+            made = mapped(resource, change)
+            assert isinstance(made, dict)
+            if has_id[name]:
+                made = {"resourceType": made.pop("resourceType"), "id": ids[name], **made}
+            if mode == "plain":
+                self.pool.append(made)
+                if rng.random() < 0.03:  # the same once more, or an older version of it
+                    self.pool.append(copy.deepcopy(made))
+                continue
+            url = uuids[name] if mode == "uuid" else f"{BASE}/{types[name]}/{ids[name]}"
+            entries.append({"fullUrl": url, "resource": made})
+        if not entries:
+            return
+        rng.shuffle(entries)
+        kind = rng.choice(["transaction", "collection", "collection"] + (["searchset"] if mode != "uuid" else []))
+        parts = [entries] if mode == "uuid" else [entries[0::2], entries[1::2]]
+        for part in parts:
+            self.bundles.append(self.bundle(kind, part))
+
+    def bundle(self, kind: str, entries: list[Json]) -> Json:
+        for entry in entries:
+            if kind == "transaction":
+                entry["request"] = {"method": "POST", "url": entry["resource"]["resourceType"]}
+            elif kind == "searchset":
+                entry["search"] = {"mode": "match"}
+        if kind == "searchset" and self.rng.random() < 0.5:
+            outcome = {"resourceType": "OperationOutcome", "issue": [{"severity": "information", "code": "informational"}]}
+            entries = [*entries, {"resource": outcome, "search": {"mode": "outcome"}}]
+        return {"resourceType": "Bundle", "type": kind, "entry": entries}
+
+    def path(self, suffix: str) -> Path:
+        self.file_number += 1
+        folder = self.folder / self.rng.choice(["", "", "a", "a/b", "År 2005"])
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"part{self.file_number}{suffix}"
+
+    def dump(self, value: Json) -> str:
+        if self.rng.random() < 0.3:
+            value = dict(self.rng.sample(list(value.items()), len(value)))
+        return json.dumps(value, ensure_ascii=self.rng.random() < 0.5, separators=self.rng.choice([(",", ":"), (", ", ": ")]))
+
+    def ndjson(self, resources: list[Json]) -> None:
+        rng = self.rng
+        newline = rng.choice(["\n", "\n", "\r\n"])
+        text = newline.join(self.dump(r) for r in resources) + rng.choice([newline, ""])
+        data = rng.choice([b"", b"", b"\xef\xbb\xbf"]) + text.encode()
+        if rng.random() < 0.3:
+            self.path(".ndjson.gz").write_bytes(gzip.compress(data, mtime=0))
+        else:
+            self.path(".ndjson").write_bytes(data)
+
+    def files(self) -> None:
+        rng = self.rng
+        resources = list(self.pool)
+        rng.shuffle(resources)
+        if rng.random() < 0.3:
+            resources.append({"resourceType": "Unheard", "id": "u1", "note": "of"})
+        style = rng.choice(["mixed", "by-type", "everything"])
+        while resources:
+            count = len(resources) if style == "by-type" else rng.randint(1, max(3, len(resources) // 2))
+            now, resources = resources[:count], resources[count:]
+            if style == "by-type":
+                for kind in sorted({r["resourceType"] for r in now}):
+                    self.ndjson([r for r in now if r["resourceType"] == kind])
+                continue
+            way = rng.random()
+            if len(now) <= 3 and way < 0.5:
+                for one in now:
+                    self.path(".json").write_text(json.dumps(one, indent=rng.choice([None, 2])), encoding="utf-8")
+            elif way < 0.35:
+                # without fullUrl: beside records that name no base, one base would be foreign to the others
+                self.bundles.append(self.bundle(rng.choice(["collection", "searchset"]), [{"resource": r} for r in now]))
+            else:
+                self.ndjson(now)
+        for bundle in self.bundles:
+            self.path(".json").write_text(json.dumps(bundle, indent=rng.choice([None, None, 2])), encoding="utf-8")
+
+
+def write(cohort: Cohort, folder: Path) -> dict[str, str]:
+    """The cohort as a folder of FHIR records; gives the Type/id of every named resource."""
+    rng = random.Random(cohort.seed + 1)
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = Writer(rng, folder)
+    children = list(cohort.children)
+    if cohort.stranger:
+        stranger = Child("stranger", "female", on(date(1999, 1, 1)), diagnoses=[Diagnosis(set(), "confirmed", on(date(2005, 1, 1)), name="stranger.condition0")])
+        stranger.exposures = [Exposure("stranger.drug1", "naproxen", "NSAID", "statement", "yes", on(date(2005, 2, 1)), on(date(2005, 6, 1)))]
+        children.append(stranger)
+    for child in children:
+        writer.place(Encoder(rng, child, r5=rng.random() < cohort.r5).all())
+    writer.files()
+    return writer.keys

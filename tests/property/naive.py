@@ -115,8 +115,8 @@ class Reading:
     year_both_sides: bool = False  # "within 12 months" also before the assessment
     year_running: bool = False  # ... and also an escalation that runs at the assessment
     ended_last_course: bool = False  # the line ended at is that of the last course, not the highest
-    exposed_evaluable: bool = False  # the NSAID-exposed are those with an evaluable course
     other_blocks_mtx: bool = False  # a TNF inhibitor for another disease also blocks methotrexate
+    return_splits: bool = False  # A, B, A within 90 days: the return to A is a course of its own
     steroid_total: bool = False  # 28 days of glucocorticoid in all, not in one course
 
 
@@ -226,13 +226,20 @@ def courses_of(child: Child, orders_count: bool, reading: Reading) -> list[Cours
             end = start + timedelta(days=56 if record.agent == "infliximab" else 0)
         records.append((start, end, record))
     courses: list[Course] = []
+    everything = records
     for agent in {r.agent for _, _, r in records}:
         own = [(s, e, r) for s, e, r in records if r.agent == agent]
         strongest = min(RUNGS.index(r.rung) for _, _, r in own)
         own = sorted(((s, e, r) for s, e, r in own if RUNGS.index(r.rung) == strongest), key=lambda x: x[0])
         merged: list[Course] = []
         for start, end, record in own:
-            if merged and (merged[-1].end is None or (start - merged[-1].end).days < 90):
+            between = bool(merged) and merged[-1].end is not None and start > merged[-1].end and any(
+                r.drug_class == record.drug_class and r.agent != agent and merged[-1].start < s <= start and (e or FAR) > merged[-1].end
+                for s, e, r in everything
+            )
+            if reading.return_splits and between:
+                merged.append(Course(agent, record.drug_class, start, end, [record]))
+            elif merged and (merged[-1].end is None or (start - merged[-1].end).days < 90):
                 now = merged[-1]
                 now.end = None if now.end is None or end is None else max(now.end, end)
                 now.records.append(record)
@@ -333,6 +340,8 @@ def attribute(child: Child, courses: list[Course], reading: Reading) -> None:
                 able = [c for c in able if clinical_window(c, seen.day, courses, reading)]
             else:
                 able = [c for c in able if mri_window(child, c, seen, courses, reading)]
+            if reading.escalation_day_counts and any(c.start < seen.day for c in able):
+                able = [c for c in able if c.start < seen.day]
             if able:
                 found = able[-1] if reading.latest_course else able[0]
         if found and not blocked(found, seen.day):
@@ -446,9 +455,10 @@ def count_child(child: Child, since: date, until: date, orders_count: bool, read
         if effect and effect[1] == "good" and not escalated(courses, effect[0], censored, reading):
             good.append(course)
     add("nsaid-clinical", bool(good), agents(nsaid), agents(good))
-    exposed = [c for c in nsaid if not reading.exposed_evaluable or judged(c, censored, reading)]
-    if exposed:
-        add("nsaid-clinical-exposed", bool(good), agents(exposed), agents(good))
+    if nsaid:
+        add("nsaid-clinical-exposed", bool(good), agents(nsaid), agents(good))
+    if len({(c.agent, c.line) for c in nsaid}) > 1:
+        counts["several NSAIDs", "", "", "n"] += 1
 
     for drug_class, name in (("MTX", "mtx"), ("TNF", "tnfi")):
         own = [c for c in mine if c.drug_class == drug_class]
@@ -509,7 +519,10 @@ def figures(
         total.update(count_child(child, since, until, orders_count))
     cohort, focus, treated = (total[g, "", "", "n"] for g in ("cohort", "foci", "tnfi-lines"))
     found: dict[tuple[str, str, str], tuple[int, int]] = {}
+    several = total.pop(("several NSAIDs", "", "", "n"), 0)
     for group, stratifier, stratum, _ in total:
+        if several and group.startswith("nsaid") and stratifier in ("agent", "line"):
+            continue  # the documents do not say in which stratum a child with several NSAIDs is
         key = (group, stratifier, stratum)
         n = total[*key, "n"]
         if group == "cohort" or stratifier == "bone-patients":

@@ -8,7 +8,7 @@ import pytest
 from fake_server import FakeServer, Fault, Resource
 
 from crmo_fhir.errors import IncompleteError, NetworkError, SignInError, UsageError
-from crmo_fhir.fhir.client import Account, FhirClient, RefusedError, _retry_after
+from crmo_fhir.fhir.client import Account, FhirClient, RefusedError, ShortError, _retry_after
 
 TOKEN = "canary-token"
 PATIENTS = [{"resourceType": "Patient", "id": f"p{n}"} for n in range(5)]
@@ -211,6 +211,26 @@ def test_a_page_that_is_not_what_it_should_be(server: FakeServer, change: object
     server.faults.append(Fault("change", times=3, change=change))  # type: ignore[arg-type]
     with pytest.raises(IncompleteError, match=said):
         ids(client_of(server))
+
+
+@pytest.mark.parametrize(("total", "short"), [(4, False), (6, True)])
+def test_fewer_than_counted_is_told_from_more(server: FakeServer, total: int, short: bool) -> None:
+    server.faults.append(Fault("change", times=3, change=lambda page: {**page, "total": total}))
+    with pytest.raises(IncompleteError, match=f"counts {total} matches and sent 5") as caught:
+        ids(client_of(server))
+    assert isinstance(caught.value, ShortError) is short
+
+
+@pytest.mark.parametrize("post", [False, True])
+def test_a_count_is_asked_for_without_records(server: FakeServer, post: bool) -> None:
+    client = client_of(server)
+    assert client.count("Patient", [("_id", "p0,p1,p2"), ("_count", "2")], post=post) == 3
+    server.counts = server.totals = False
+    assert client.count("Patient", [("_id", "p0")], post=post) is None
+    client.close()
+    request = server.requests[0]
+    assert "_summary=count" in (request.body if post else request.path)
+    assert "_count=2" not in request.path + request.body
 
 
 def test_includes_and_warnings_are_no_matches(server: FakeServer) -> None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from fake_server import FakeServer, Fault
+from fake_server import SEARCH_PARAMETERS, FakeServer, Fault
 
 from crmo_fhir.artifacts import Artifacts
 from crmo_fhir.errors import IncompleteError
@@ -55,10 +55,10 @@ COHORT = [
 KEPT = sorted(one["id"] for one in COHORT if one["id"] not in ("other", "c4", "ox"))
 
 
-def pull_of(server: FakeServer) -> Pull:
+def pull_of(server: FakeServer, *, need_text: bool = False) -> Pull:
     client = FhirClient(server.base, token="t", sleep=lambda _: None)
     try:
-        return crawl(client, CRMO, TEXT)
+        return crawl(client, CRMO, TEXT, need_text=need_text)
     finally:
         client.close()
 
@@ -88,7 +88,109 @@ def test_poor_servers_give_the_same(switch: str) -> None:
         setattr(server, switch, False)
         pull = pull_of(server)
     assert ids(pull) == KEPT
-    assert bool(pull.warnings) is (switch == "totals")
+    assert pull.warnings == []  # a server without totals counts when it is asked to
+    assert all(search["matches"] == search["total"] for search in pull.searches)
+
+
+def test_without_any_count_the_links_alone_tell() -> None:
+    with FakeServer(COHORT, page_size=3) as server:
+        server.totals = server.counts = False
+        pull = pull_of(server)
+        assert len(server.paths("_summary")) == 1
+    assert ids(pull) == KEPT
+    assert any("without a total" in warning for warning in pull.warnings)
+
+
+@pytest.fixture
+def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "_COUNT", (("_count", "3"),))
+
+
+@pytest.mark.parametrize("totals", [True, False])
+def test_a_server_without_next_links_is_asked_for_larger_pages(totals: bool, small_pages: None) -> None:
+    with FakeServer(COHORT) as server:
+        server.next_links, server.totals = False, totals
+        pull = pull_of(server)
+    assert ids(pull) == KEPT
+    assert any("_count=8" in search["query"] for search in pull.searches if search["type"] == "Observation")
+    assert all(search["matches"] == search["total"] for search in pull.searches)
+
+
+@pytest.mark.parametrize("totals", [True, False])
+def test_a_server_with_small_pages_and_no_next_links_is_asked_for_fewer_patients(totals: bool) -> None:
+    with FakeServer([one for one in COHORT if one["id"] not in ("o5", "o6")], page_size=5) as server:
+        server.next_links, server.totals = False, totals
+        pull = pull_of(server)
+    assert ids(pull) == [one for one in KEPT if one not in ("o5", "o6")]
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_what_no_page_can_hold_ends_the_run(counted: bool, small_pages: None) -> None:
+    with FakeServer(COHORT, page_size=6) as server:
+        server.next_links = False
+        server.totals = server.counts = counted
+        with pytest.raises(IncompleteError, match="counts 7 matches and sent 3" if counted else "full page"):
+            pull_of(server)
+
+
+def test_references_are_asked_for_with_their_type() -> None:
+    with FakeServer(COHORT) as server:
+        server.typed_only = True
+        assert ids(pull_of(server)) == KEPT
+
+
+@pytest.mark.parametrize("hidden", ["c1", "e1"])
+def test_a_search_by_patient_that_leaves_out_what_is_known_ends_the_run(hidden: str) -> None:
+    visit = of("Observation", "oe", "p1", code=coded("1988-5"), encounter={"reference": "Encounter/e1"})
+    with FakeServer([*COHORT, visit, of("Encounter", "e1", "p1")]) as server:
+        server.hidden = {hidden}
+        with pytest.raises(IncompleteError, match="leaves out 1 records"):
+            pull_of(server)
+
+
+def test_what_is_somebody_elses_is_not_taken() -> None:
+    visit = of("Observation", "oe", "p1", code=coded("1988-5"), encounter={"reference": "Encounter/e1"})
+    with FakeServer([*COHORT, visit, of("Encounter", "e1", "other")]) as server:
+        pull = pull_of(server)
+    assert "e1" not in ids(pull)
+    assert any("1 Encounter" in warning for warning in pull.warnings)
+
+
+def test_a_server_that_lists_no_types_is_asked_for_all() -> None:
+    with FakeServer(COHORT) as server:
+        server.lists_types = False
+        assert ids(pull_of(server)) == KEPT
+
+
+@pytest.mark.parametrize("name", ["link", "identifier"])
+def test_what_the_server_does_not_list_for_patients_is_a_warning(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = tuple(one for one in SEARCH_PARAMETERS["Patient"] if one != name)
+    monkeypatch.setitem(SEARCH_PARAMETERS, "Patient", names)
+    with FakeServer(COHORT) as server:
+        assert any(f"no search Patient?{name}" in warning for warning in pull_of(server).warnings)
+
+
+WORDED = [of("Condition", "c5", "p1", code={**coded("M86.3"), "text": "CRMO, active"})]
+
+
+def test_a_text_search_taken_for_a_code_is_a_warning() -> None:
+    with FakeServer([*COHORT, *WORDED]) as server:
+        server.text_as_code = True
+        pull = pull_of(server)
+        assert "c3" not in ids(pull)
+        assert any("leaves out 1 of 1 Conditions" in warning for warning in pull.warnings)
+        with pytest.raises(IncompleteError, match="text-diagnosis"):
+            pull_of(server, need_text=True)
+
+
+def test_diagnoses_in_words_that_are_not_indexed_are_found_as_missing_a_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    with FakeServer([*COHORT, *WORDED]) as server:
+        server.text_indexed = False
+        assert ids(pull_of(server, need_text=True)) == sorted([*KEPT, "c5"])
+        monkeypatch.setattr(plan, "LARGEST_PAGE", 0)
+        pull = pull_of(server)
+        assert "c3" not in ids(pull)
+        assert any("1 Conditions without a code" in warning for warning in pull.warnings)
 
 
 @pytest.mark.parametrize("parameter", ["code", "_id", "patient", "subject", "identifier", "link"])
@@ -104,6 +206,8 @@ def test_an_ignored_filter_ends_the_run(parameter: str, self_links: bool) -> Non
 def test_a_text_search_that_is_refused_is_a_warning() -> None:
     with FakeServer(COHORT) as server:
         server.text_search = False
+        with pytest.raises(IncompleteError, match="text-diagnosis"):
+            pull_of(server, need_text=True)
         pull = pull_of(server)
     assert "c3" not in ids(pull)
     assert any("text" in warning for warning in pull.warnings)
@@ -187,3 +291,25 @@ def test_the_parameter_the_server_declares() -> None:
     assert plan.patient_parameter("Observation", {"subject", "patient"}) == "patient"
     assert plan.patient_parameter("Observation", set()) == "patient"
     assert plan.patient_parameter("AdverseEvent", set()) == "subject"
+
+
+def test_a_search_is_divided_between_its_values() -> None:
+    search = plan.Search(
+        "Patient", (("identifier", "a\\,b|1,c|2,d\\\\|3"), ("_count", "200")), patients=("x", "y", "z")
+    )
+    parts = plan.halves(search)
+    assert [part.params for part in parts] == [
+        (("identifier", "a\\,b|1"), ("_count", "200")),
+        (("identifier", "c|2,d\\\\|3"), ("_count", "200")),
+    ]
+    assert [part.patients for part in parts] == [("x",), ("y", "z")]
+    assert plan.halves(parts[0]) == []
+
+
+def test_a_larger_page_is_asked_for_once_and_within_reason() -> None:
+    search = plan.Search("Patient", (("_id", "a"), ("_count", "200")))
+    wider = plan.widened(search, 300)
+    assert wider is not None
+    assert wider.params == (("_id", "a"), ("_count", "300"))
+    assert plan.widened(wider, 300) is None
+    assert plan.widened(search, plan.LARGEST_PAGE + 1) is None

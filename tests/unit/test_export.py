@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cql import build as cql_build
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -88,14 +89,18 @@ STUDY = Study(
     program_version="0.1.0",
     source_kind="folder",
     attrition=(
-        {"step": "received", "reason": None, "kept": 7311, "dropped": 0},
-        {"step": "age", "reason": "16 or older", "kept": 7202, "dropped": 109},
+        {"step": "records: MedicationStatement", "reason": "end before start", "kept": 9406, "dropped": 6},
+        {"step": "candidates", "reason": None, "kept": 7311, "dropped": 0},
+        {"step": "confirmed", "reason": "refuted", "kept": 7202, "dropped": 109},
+        {"step": "confirmed", "reason": "entered-in-error", "kept": 7177, "dropped": 25},
+        {"step": "cohort", "reason": "", "kept": 7177, "dropped": 0},
+        {"step": "courses", "reason": "", "kept": 818, "dropped": 0},
+        {"step": "assessments", "reason": HOSTILE, "kept": 617, "dropped": 4},
     ),
     unmapped=(
         {"system": "urn:a", "code": "b", "display": HOSTILE, "resource_type": "Condition", "count": 3},
         {"system": None, "code": "a", "display": None, "resource_type": "Condition", "count": 41},
     ),
-    listed=({"resource_type": "MedicationStatement", "reason": "end before start", "count": 6},),
     ledger={"complete": 90, "refused": 2},
     warnings=(HOSTILE,),
 )
@@ -245,6 +250,18 @@ def test_table1_names_every_quantity() -> None:
     assert rows["Foci by bone: tibia"]["N"] == "33"
 
 
+def test_bones_stand_most_frequent_first() -> None:
+    names = [row["quantity"] for row in csv.DictReader(io.StringIO(table1_csv(RESULTS)))]
+    assert [name for name in names if name.startswith("Foci by bone")] == ["Foci by bone: tibia", "Foci by bone: femur"]
+
+
+def test_a_printed_denominator_is_a_count() -> None:
+    treated = {**PRINTED[0], "quantity": "Patients evaluated", "show": "N"}
+    row = next(csv.DictReader(io.StringIO(table1_csv(RESULTS, [treated]))))
+    assert (row["computed"], row["n"], row["N"]) == ("8", "8", "8")
+    assert not any(row[name] for name in ("percent", "ci_low_percent", "ci_method", "not_evaluable"))
+
+
 def test_printed_figures_stand_beside_ours() -> None:
     assert [row["computed"] for row in compare(RESULTS, PRINTED)] == ["1 of 8 (12.5 %)", "1.65", "", "not computed"]
     rows = list(csv.DictReader(io.StringIO(table1_csv(RESULTS, PRINTED))))
@@ -270,8 +287,24 @@ def test_published_figures_of_another_shape_are_refused() -> None:
 # ---- Measure and Library ----
 
 
+def library_content() -> dict[str, bytes]:
+    """What the Library holds by content type."""
+    return {c["contentType"]: base64.b64decode(c["data"]) for c in LIBRARY["content"]}
+
+
+def test_the_library_holds_the_cql_source() -> None:
+    assert library_content()["text/cql"] == cql_build.SOURCE.read_bytes()
+
+
+def test_the_artifacts_are_those_of_their_build_script() -> None:
+    content = library_content()
+    assert cql_build.measure() == MEASURE
+    source = content["text/cql"].decode()
+    assert cql_build.library(source, content["application/elm+json"], content["application/elm+xml"]) == LIBRARY
+
+
 def test_the_library_defines_what_the_measure_names() -> None:
-    content = {c["contentType"]: base64.b64decode(c["data"]).decode() for c in LIBRARY["content"]}
+    content = {kind: data.decode() for kind, data in library_content().items()}
     elm = json.loads(content["application/elm+json"])["library"]
     defined = {d["name"] for d in elm["statements"]["def"]}
     parts = [part for g in MEASURE["group"] for part in (*g["population"], *g["stratifier"])]
@@ -360,6 +393,14 @@ def test_identity_and_dates_come_from_the_study() -> None:
     assert [r["id"] for r in named["contained"]] == ["crmo-fhir"]
 
 
+def test_the_narrative_says_the_counts_in_words() -> None:
+    page = Page(build_measure_report(RESULTS, STUDY, MEASURE)["text"]["div"])
+    methotrexate = "Sufficient clinical effect of methotrexate; unit: patient"
+    assert [methotrexate, "1", "8", "12.5", "0.0–25.0", "10"] in page.rows
+    assert ["– Sex: female", "1", "5", "20.0", "7.5–32.5", ""] in page.rows
+    assert not any(row[0] == "– Sex: other" and row[2] == "0" for row in page.rows), "nobody to count"
+
+
 def test_an_empty_cohort_and_a_hostile_name() -> None:
     report = build_measure_report(EMPTY, replace(STUDY, reporter=HOSTILE), MEASURE)
     assert all(not any(counts(group).values()) and "measureScore" not in group for group in report["group"])
@@ -388,25 +429,68 @@ def test_results_that_contradict_themselves_are_refused() -> None:
 
 def test_each_treatment_group_is_a_row() -> None:
     page = Page(report_html(RESULTS, STUDY))
-    rows = {row[0]: row[1:] for row in reversed(page.rows) if row}
-    assert rows["Methotrexate, sufficient clinical effect"][:5] == ["patient", "1", "8", "12.5", "0.0 to 25.0"]
+    rows = {row[0]: row[1:] for row in page.rows if len(row) == 8}
+    assert rows["Methotrexate, sufficient clinical effect"][:5] == ["patients", "1", "8", "12.5", "0.0–25.0"]
     assert rows["Methotrexate, sufficient clinical effect"][-1] == "2 of 10"
     for group, name in TREATMENT_GROUPS.items():
         (own,) = [r for r in RESULTS if r.group == group and not r.stratifier]
-        cells = next(cells for first, cells in rows.items() if first.startswith(name) and len(cells) == 7)
+        (cells,) = [cells for first, cells in rows.items() if first.startswith(name)]
         assert cells[1:3] == [str(own.n), str(own.N)]
 
 
-def test_attrition_readings_and_parameters_are_shown() -> None:
+def test_the_attrition_stands_in_the_order_a_reader_asks() -> None:
+    page = Page(report_html(RESULTS, STUDY))
+    start = page.rows.index(["Patients"])
+    assert page.rows[start : start + 11] == [
+        ["Patients"],
+        ["Candidates", "", "0", "7311"],
+        ["Diagnosis confirmed", "refuted", "109", "7202"],
+        ["Diagnosis confirmed", "entered in error", "25", "7177"],
+        ["Cohort", "", "0", "7177"],
+        ["Records"],
+        ["Medication statement", "end before start", "6", "9406"],
+        ["Treatment courses"],
+        ["Courses", "", "0", "818"],
+        ["Assessments of effect"],
+        ["Assessments", page.rows[start + 10][1], "4", "617"],
+    ]
+
+
+def test_strata_stand_in_one_table() -> None:
+    page = Page(report_html(RESULTS, STUDY))
+    rows = {row[0]: row for row in page.rows if len(row) == 6}
+    assert rows["etanercept"] == ["etanercept", "", "", "3/650.0\xa0%(37.5–62.5)", "", ""]
+    assert rows["male"][2] == "0/30.0\xa0%(0.0–12.5)"
+    assert rows["female"][1] == "", "all of that column are in the one stratum it has"
+    assert "1" not in rows, "one line only divides nothing"
+
+
+def test_readings_and_parameters_are_shown() -> None:
     page = Page(report_html(RESULTS, STUDY, PRINTED))
-    assert ["received", "", "7311", "0"] in page.rows
-    assert ["age", "16 or older", "7202", "109"] in page.rows
     assert ["MTX", "12 %", "1 of 8 (12.5 %)", "cut"] in page.rows
+    assert ["Blood tests", "none", "–", ""] in page.rows
     assert ["Gap that begins a new course of the same agent (days)", "61", "90"] in page.rows
-    assert ["MedicationStatement", "end before start", "6"] in page.rows
-    assert ["refused", "2"] in page.rows
-    assert any(row[0].startswith("TNF-α inhibitor, sufficient clinical effect – worst case") for row in page.rows)
-    assert "Printed beside computed" not in report_html(RESULTS, STUDY)
+    assert ["refused by the server", "2"] in page.rows
+    start = page.rows.index(["TNF-α inhibitor, sufficient clinical effect"])
+    readings = [row[0] for row in page.rows[start + 1 : start + 4]]
+    assert readings == [
+        "As in the first table",
+        "Worst case: not evaluable counted as no effect",
+        "By patient: effect in any course",
+    ]
+    assert "Published figures" not in report_html(RESULTS, STUDY)
+
+
+def test_unmapped_codes_stand_most_frequent_first() -> None:
+    counts_shown = [
+        row[-1] for row in Page(report_html(RESULTS, STUDY)).rows if len(row) == 5 and row[3] == "Condition"
+    ]
+    assert counts_shown == ["41", "3"]
+
+
+def test_a_figure_without_a_place_is_shown_all_the_same() -> None:
+    page = Page(report_html([*RESULTS, share("new-figure", "patient", 2, 4)], STUDY))
+    assert ["new-figure", "patients", "2", "4", "50.0", "37.5–62.5"] in page.rows
 
 
 def test_every_parameter_has_a_name_in_words() -> None:
@@ -430,12 +514,9 @@ def test_nothing_in_the_page_runs_or_leaves() -> None:
 
 
 def test_the_page_of_an_empty_cohort() -> None:
-    bare = replace(STUDY, attrition=(), unmapped=(), listed=(), ledger={}, warnings=(), data_lock=None)
+    bare = replace(STUDY, attrition=(), unmapped=(), ledger={}, warnings=(), data_lock=None)
     page = Page(report_html(EMPTY, bare))
-    assert any(
-        row[:2] == ["NSAID, sufficient clinical effectno proportion: nothing to count (0/0)", "patient"]
-        for row in page.rows
-    )
+    assert any(row[:4] == ["NSAID, sufficient clinical effect", "patients", "0", "0"] for row in page.rows)
     assert "not computed" in report_html([], bare)
 
 

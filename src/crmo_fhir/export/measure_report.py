@@ -15,7 +15,7 @@ from fhir.resources.R4B import get_fhir_model_class
 from pydantic import ValidationError
 
 from crmo_fhir.errors import IncompleteError, UsageError
-from crmo_fhir.export.table1 import Figures, limits, percent, round_half_away
+from crmo_fhir.export.table1 import STRATIFIERS, Figures, interval, percent, round_half_away
 from crmo_fhir.model.results import Result
 from crmo_fhir.model.study import Study
 
@@ -266,25 +266,25 @@ def _text(text: str) -> str:
 
 
 def _narrative(figures: Figures, study: Study, measure: Mapping[str, Any]) -> str:
+    """The report as a table; strata with nothing to count stand in the structure only."""
     period = f"{study.start.isoformat()} to {study.end.isoformat()}"
-    heads = "".join(f"<th>{head}</th>" for head in ("Group", "n", "N", "%", "95 % interval"))
+    heads = "".join(f"<th>{head}</th>" for head in ("Group", "n", "N", "%", "95 % CI", "Initial population"))
     lines = [
-        f"<p>{_escaped(measure['title'])}. Diagnosis {period}. Reported by {_escaped(study.reporter)}.</p>",
+        f"<p>{_escaped(measure['title'])}. Diagnosed {period}. Reported by: {_escaped(study.reporter)}.</p>",
         f"<table><thead><tr>{heads}</tr></thead><tbody>",
     ]
     for group in measure["group"]:
         row = _overall(figures, group["id"])
-        lines.append(_narrative_row(group["code"]["text"], row))
+        lines.append(_narrative_row(group["code"]["text"], row, str(_initial_population(figures, row))))
         for stratifier in group.get("stratifier", ()):
-            name = stratifier["code"]["coding"][0]["code"]
-            lines.extend(_narrative_row(f"– {name}: {r.stratum}", r) for r in figures.strata(group["id"], name))
+            key = stratifier["code"]["coding"][0]["code"]
+            name = STRATIFIERS.get(key, key)
+            lines.extend(_narrative_row(f"– {name}: {r.stratum}", r) for r in figures.strata(group["id"], key) if r.N)
     return f'<div xmlns="http://www.w3.org/1999/xhtml">{"".join(lines)}</tbody></table></div>'
 
 
-def _narrative_row(name: str, row: Result) -> str:
-    low, high = limits(row)
-    interval = f"{low} to {high}" if low else ""
-    cells = (name, str(row.n), str(row.N), percent(row), interval)
+def _narrative_row(name: str, row: Result, initial: str = "") -> str:
+    cells = (name, str(row.n), str(row.N), percent(row), interval(row), initial)
     return "<tr>" + "".join(f"<td>{_escaped(cell) if cell else ''}</td>" for cell in cells) + "</tr>"
 
 

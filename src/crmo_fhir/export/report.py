@@ -15,9 +15,11 @@ from markupsafe import Markup
 
 from crmo_fhir.export.table1 import (
     COHORT_STRATIFIERS,
+    STRATIFIERS,
     TREATMENT_GROUPS,
     Figures,
     compare,
+    interval,
     limits,
     mean,
     percent,
@@ -31,30 +33,68 @@ UNMAPPED_SHOWN = 100
 """The most frequent unmapped codes are printed; `cohort/unmapped.csv` holds them all."""
 
 _INTERVALS = {"wilson": "Wilson", "clopper-pearson": "Clopper–Pearson"}
-_STRATIFIERS = {"agent": "Agent", "line": "Line", "sex": "Sex", "focality": "Focality", "sapho": "SAPHO ever"}
+_UNITS = {
+    "patient": "patients",
+    "course": "courses",
+    "MRI-evaluated course": "courses with MRI",
+    "focus": "foci",
+}
 _READINGS = {
-    "exposed": "among those ever exposed",
-    "treated": "treated, judged or not",
-    "not-evaluable": "treated, effect not evaluable",
-    "worst-case": "worst case: all not evaluable count as failures",
-    "best-case": "best case: all not evaluable count as successes",
-    "itt": "intention to treat: stopped for an adverse event unjudged counts as failure",
-    "patients": "by patients: any course sufficient",
-    "derived": "effect derived from measurements",
+    "exposed": "Only those who received the drug",
+    "worst-case": "Worst case: not evaluable counted as no effect",
+    "best-case": "Best case: not evaluable counted as effect",
+    "itt": "Intention to treat: stopped for an adverse event before any judgement counted as no effect",
+    "patients": "By patient: effect in any course",
+    "derived": "Effect derived from measurements instead of judged",
+}
+_IN_FIRST_TABLE = ("treated", "not-evaluable")
+"""Readings that the table of treatment effect holds as its last column."""
+_NOTES = {
+    "from orders": "from prescriptions only: no record says that the drug was taken",
+    "no proportion: nothing to count (0/0)": "",
+}
+_STEPS = {
+    "confirmed": "Diagnosis confirmed",
+    "one person": "Each person once",
+    "diagnosis in window": "Diagnosed in the period",
+}
+"""Steps of the attrition whose name in the file says too little; the others are shown as they are."""
+_REASONS = {
+    "a Patient with a qualifying code or text": "patient records with a code or words for CRMO",
+    "found by text only, shown apart": "diagnosis in words only, without a code",
+    "entered-in-error": "entered in error",
+    "unconfirmed": "suspected, never confirmed",
+    "merged records": "further records of the same person",
+    "diagnosed after the window": "diagnosed after the period",
+    "diagnosed before the window": "diagnosed before the period",
+    "undetermined: partial date of birth or diagnosis": "cannot be told: incomplete date of birth or diagnosis",
+    "undetermined: no date of birth": "cannot be told: no date of birth",
+    "undetermined: no date of diagnosis": "cannot be told: no date of diagnosis",
+    "undetermined: partial date of diagnosis": "cannot be told: incomplete date of diagnosis",
+    "unattributed: in no course's window": "belongs to no course: outside every time window",
+}
+_LATER_STEPS = {"courses": "Treatment courses", "assessments": "Assessments of effect"}
+_RECORDS = "records: "
+_STATES = {
+    "complete": "received in full",
+    "empty": "nothing on file",
+    "refused": "refused by the server",
+    "truncated": "cut short",
+    "unsupported": "not offered by the server",
 }
 _PARAMETERS = {
     "since": "First date of diagnosis included",
     "until": "Last date of diagnosis included",
     "max_age_years": "Age at diagnosis, strictly under (years)",
     "text_diagnosis": "Diagnosis found in free text only enters the cohort",
-    "time_zone": "Time zone in which instants become dates",
-    "data_lock": "Data lock asked for",
-    "interval": "Interval of a proportion",
+    "time_zone": "Time zone of the dates",
+    "data_lock": "Last day of data asked for",
+    "interval": "Confidence interval of a proportion",
     "gap_days": "Gap that begins a new course of the same agent (days)",
     "switch_overlap_days": "Overlap of two agents of a class taken as a switch, up to (days)",
     "co_mtx_days": "Methotrexate beside a TNF-α inhibitor, from (days)",
     "prevalent_days": "Course begun before the diagnosis is out of the figures beyond (days)",
-    "stale_days": "Ongoing course without a record is flagged stale beyond (days)",
+    "stale_days": "Ongoing course is flagged where nothing is recorded beyond (days)",
     "reason_days": "Stop reason counts if recorded within (days after the stop)",
     "link_days": "Linked assessment counts within (days after the stop)",
     "clinical_grace_days": "Unlinked assessment counts within (days after the stop)",
@@ -66,7 +106,7 @@ _PARAMETERS = {
     "min_exposure_days": "Minimum exposure to methotrexate or a TNF-α inhibitor (days)",
     "nsaid_escalation_months": "Escalation that annuls an NSAID effect within (months)",
     "glucocorticoid_escalation_days": "Systemic glucocorticoid is an escalation beyond (days)",
-    "infusion_interval_days": "Nominal interval of one infusion (days)",
+    "infusion_interval_days": "Time that one infusion counts for (days)",
 }
 
 
@@ -110,6 +150,7 @@ def report_html(results: Sequence[Result], study: Study, printed: Sequence[Mappi
         missing=[name for group, name in TREATMENT_GROUPS.items() if figures.overall(group) is None],
         printed=None if printed is None else compare(results, printed),
         cohort=figures.overall("cohort"),
+        sexes=_sexes(figures),
         cohort_tables=[
             (name, [_line(row.stratum, row) for row in figures.strata("cohort", key)])
             for key, name in COHORT_STRATIFIERS.items()
@@ -121,8 +162,9 @@ def report_html(results: Sequence[Result], study: Study, printed: Sequence[Mappi
         line_rows=list(_lines(figures)),
         strata=list(_strata(figures)),
         others=list(_others(figures)),
-        listed=sorted(study.listed, key=_by_count),
-        unmapped=unmapped[:UNMAPPED_SHOWN],
+        steps=list(_steps(study)),
+        ledger=[(_STATES.get(state, state), cells) for state, cells in sorted(study.ledger.items())],
+        unmapped=[{**row, "kind": _kind(str(row["resource_type"]))} for row in unmapped[:UNMAPPED_SHOWN]],
         unmapped_more=len(unmapped[UNMAPPED_SHOWN:]),
         parameters=list(_parameters(study.parameters)),
     )
@@ -147,16 +189,16 @@ def _line(name: str, row: Result, extra: str = "") -> Line:
     width = round_half_away(Fraction(high) - Fraction(low), 1) if low else ""
     return Line(
         name=name,
-        unit=row.unit,
+        unit=_UNITS.get(row.unit, row.unit),
         n=row.n,
         N=row.N,
         percent=share or "–",
-        interval=f"{low} to {high}" if low else "–",
+        interval=interval(row) or "–",
         point=share,
         low=low,
         width=width,
         extra=extra,
-        note=row.note,
+        note=_NOTES.get(row.note, row.note),
     )
 
 
@@ -172,9 +214,13 @@ def _not_evaluable(figures: Figures, group: str) -> str:
     return f"{row.n} of {row.N}" if row else "–"
 
 
+def _sexes(figures: Figures) -> str:
+    return ", ".join(f"{row.n} {row.stratum}" for row in figures.strata("cohort", "sex") if row.n)
+
+
 def _bones(figures: Figures) -> Iterator[tuple[Line, Line | None]]:
     """Each bone: its foci, and the children with a focus there."""
-    for row in figures.strata("foci", "bone"):
+    for row in figures.bones("bone"):
         children = figures.find("foci", "bone-patients", row.stratum)
         yield _line(row.stratum, row), _line(row.stratum, children) if children else None
 
@@ -186,31 +232,72 @@ def _lines(figures: Figures) -> Iterator[tuple[str, Line | None, Line | None]]:
         yield number, _line(number, reached) if reached else None, _line(number, ended) if ended else None
 
 
-def _strata(figures: Figures) -> Iterator[tuple[str, str, list[tuple[str, list[Line]]]]]:
-    for group, name, row in _treatment(figures):
-        tables = [
-            (_STRATIFIERS.get(key, key), [_line(r.stratum, r) for r in figures.strata(group, key) if r.N])
-            for key in figures.stratifiers(group)
+def _strata(figures: Figures) -> Iterator[tuple[str, list[tuple[str, list[Line | None]]]]]:
+    """Each stratifier: its strata, each with one figure a treatment group (None where the stratum is none of its).
+
+    A group that all falls into one stratum would repeat its overall row, and is left out there.
+    """
+    groups = [group for group, _, _ in _treatment(figures)]
+    for key in dict.fromkeys(key for group in groups for key in figures.stratifiers(group)):
+        cut = [group for group in groups if sum(row.N > 0 for row in figures.strata(group, key)) > 1]
+        strata = dict.fromkeys(row.stratum for group in cut for row in figures.strata(group, key) if row.N)
+        rows = [
+            (
+                stratum,
+                [
+                    _line(stratum, row) if group in cut and (row := figures.find(group, key, stratum)) else None
+                    for group in groups
+                ],
+            )
+            for stratum in strata
         ]
-        tables = [(key, rows) for key, rows in tables if rows]
-        if tables:
-            yield name, row.unit, tables
+        if rows:
+            yield STRATIFIERS.get(key, key), rows
 
 
-def _others(figures: Figures) -> Iterator[Line]:
-    """The overall rows of every group that has no table of its own, in their order."""
+def _others(figures: Figures) -> Iterator[tuple[str, list[Line]]]:
+    """Each treatment group: its figure and its second readings; last, every group that has no table of its own."""
     shown = {*TREATMENT_GROUPS, "cohort", "foci", "foci-per-patient", "tnfi-lines"}
-    for row in figures.rows:
-        if not row.stratifier and row.group not in shown:
-            yield _line(_reading(row.group), row)
+    shown |= {f"{base}-{suffix}" for base in TREATMENT_GROUPS for suffix in _IN_FIRST_TABLE}
+    rest = [row for row in figures.rows if not row.stratifier and row.group not in shown]
+    for group, name, own in _treatment(figures):
+        readings = [row for row in rest if row.group.startswith(f"{group}-")]
+        rest = [row for row in rest if row not in readings]
+        if readings:
+            lines = [_line(_reading(row.group.removeprefix(f"{group}-")), row) for row in readings]
+            yield name, [_line("As in the first table", own), *lines]
+    if rest:
+        yield "Others", [_line(row.group, row) for row in rest]
 
 
-def _reading(group: str) -> str:
-    for base, name in TREATMENT_GROUPS.items():
-        if group.startswith(f"{base}-"):
-            suffix = group.removeprefix(f"{base}-")
-            return f"{name} – {_READINGS.get(suffix, suffix)}"
-    return group
+def _reading(suffix: str) -> str:
+    return _READINGS.get(suffix, suffix)
+
+
+def _steps(study: Study) -> Iterator[tuple[str, list[tuple[str, str, int, int]]]]:
+    """The attrition in the order a reader asks: patients, then records, courses, assessments.
+
+    Each row is step, reason, left out, remaining.
+    """
+    parts: dict[str, list[tuple[str, str, int, int]]] = {"Patients": [], "Records": []}
+    for row in study.attrition:
+        step, reason = str(row["step"]), str(row["reason"] or "")
+        if step.startswith(_RECORDS):
+            part, name = "Records", _kind(step.removeprefix(_RECORDS))
+        else:
+            part = _LATER_STEPS.get(step, "Patients")
+            name = _STEPS.get(step, step[:1].upper() + step[1:])
+        counts = int(str(row["dropped"])), int(str(row["kept"]))
+        parts.setdefault(part, []).append((name, _REASONS.get(reason, reason), *counts))
+    for part in ("Patients", "Records", *_LATER_STEPS.values()):
+        if parts.get(part):
+            yield part, parts[part]
+
+
+def _kind(resource_type: str) -> str:
+    """A resource type in words: `MedicationStatement` is a medication statement."""
+    words = "".join(f" {c.lower()}" if c.isupper() else c for c in resource_type).strip()
+    return f"{words[:1].upper()}{words[1:]}"
 
 
 def _by_count(row: Mapping[str, object]) -> tuple[int, list[str]]:
@@ -223,6 +310,8 @@ def _parameters(parameters: Parameters) -> Iterator[tuple[str, str, str, bool]]:
     default = Parameters()
     for field in fields(Parameters):
         value, usual = getattr(parameters, field.name), getattr(default, field.name)
+        if field.name == "interval":
+            value, usual = (_INTERVALS.get(method, method) for method in (value, usual))
         yield _PARAMETERS.get(field.name, field.name), _shown(value), _shown(usual), value != usual
 
 

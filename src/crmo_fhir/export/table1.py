@@ -31,6 +31,13 @@ COHORT_STRATIFIERS = {
     "sapho": "SAPHO syndrome ever",
     "sapho-at-diagnosis": "SAPHO syndrome at diagnosis",
 }
+STRATIFIERS = {
+    **COHORT_STRATIFIERS,
+    "agent": "Agent",
+    "line": "Line",
+    "bone": "Bone",
+}
+"""The names of the stratifiers."""
 PRINTED_COLUMNS = ("id", "quantity", "printed", "group", "stratifier", "stratum", "show", "note")
 _TABLE = (
     "quantity",
@@ -76,6 +83,12 @@ def limits(result: Result) -> tuple[str, str]:
     return round_half_away(low, PERCENT_DECIMALS), round_half_away(high, PERCENT_DECIMALS)
 
 
+def interval(result: Result) -> str:
+    """The interval in percent as one text (`5.8–39.2`), or an empty one."""
+    low, high = limits(result)
+    return f"{low}–{high}" if low else ""
+
+
 def mean(result: Result) -> str:
     """n/N as a mean, for a figure that is no proportion; empty for 0/0."""
     return round_half_away(Fraction(result.n, result.N), MEAN_DECIMALS) if result.N else ""
@@ -108,6 +121,10 @@ class Figures:
         """The stratifiers of a group, in order."""
         return list(dict.fromkeys(row.stratifier for row in self.rows if row.group == group and row.stratifier))
 
+    def bones(self, stratifier: str) -> list[Result]:
+        """The rows of the foci by bone, most frequent first."""
+        return sorted(self.strata("foci", stratifier), key=lambda row: (-row.n, row.stratum))
+
     def not_evaluable(self, group: str) -> int | None:
         """How many of those treated could not be evaluated; None where the study does not say."""
         row = self.overall(f"{group}-not-evaluable")
@@ -129,22 +146,22 @@ def table1_rows(results: Sequence[Result]) -> Iterator[tuple[str, Result]]:
         if row is not None:
             yield name, row
 
-    def strata(group: str, stratifier: str, name: str) -> Iterator[tuple[str, Result]]:
-        for row in figures.strata(group, stratifier):
+    def strata(rows: Sequence[Result], name: str) -> Iterator[tuple[str, Result]]:
+        for row in rows:
             yield f"{name}: {row.stratum}", row
 
     yield from overall("cohort", "Patients in the cohort")
     for stratifier, name in COHORT_STRATIFIERS.items():
-        yield from strata("cohort", stratifier, name)
+        yield from strata(figures.strata("cohort", stratifier), name)
     yield from overall("foci", "Foci")
     yield from overall("foci-per-patient", "Foci per patient")
-    yield from strata("foci", "bone", "Foci by bone")
-    yield from strata("foci", "bone-patients", "Patients with a focus, by bone")
+    yield from strata(figures.bones("bone"), "Foci by bone")
+    yield from strata(figures.bones("bone-patients"), "Patients with a focus, by bone")
     for group, name in TREATMENT_GROUPS.items():
         yield from overall(group, name)
     yield from overall("tnfi-lines", "Patients treated with a TNF-α inhibitor")
-    yield from strata("tnfi-lines", "line-reached", "TNF-α line reached")
-    yield from strata("tnfi-lines", "line-ended", "TNF-α last line")
+    yield from strata(figures.strata("tnfi-lines", "line-reached"), "TNF-α line reached")
+    yield from strata(figures.strata("tnfi-lines", "line-ended"), "Last TNF-α line")
 
 
 def compare(results: Sequence[Result], printed: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
@@ -197,7 +214,11 @@ def table1_csv(results: Sequence[Result], printed: Sequence[Mapping[str, str]] |
         key = (source["group"], source["stratifier"], source["stratum"])
         named.add(key)
         result = figures.find(*key)
-        cells = _figures(figures, result) if result else (None,) * (len(_TABLE) - 2)
+        if result and source["show"] == "N":
+            # the quantity is the denominator itself: a count, not the share of another row
+            cells = _figures(figures, Result("", result.unit, result.N, result.N))
+        else:
+            cells = _figures(figures, result) if result else (None,) * (len(_TABLE) - 2)
         lines.append((source["id"], source["quantity"], source["printed"], source["computed"], *cells, source["note"]))
     for name, row in rows:
         if (row.group, row.stratifier, row.stratum) not in named:

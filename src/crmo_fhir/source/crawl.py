@@ -41,6 +41,7 @@ class _Crawl:
     capability: dict[str, Any]
     types: dict[str, set[str]]
     pull: Pull
+    need_text: bool = False
     got: dict[Key, _Got] = field(default_factory=dict)
     aliases: dict[str, Key] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
@@ -48,15 +49,17 @@ class _Crawl:
     unverified: int = 0
 
 
-def crawl(client: FhirClient, crmo: CodeSet, text: CodeSet) -> Pull:
+def crawl(client: FhirClient, crmo: CodeSet, text: CodeSet, *, need_text: bool = False) -> Pull:
     """Pull the candidates' records from a server.
+
+    `need_text`: diagnoses in words alone count in the study, so a server that cannot be searched for them ends the run.
 
     Raises NetworkError, SignInError and IncompleteError as the client does; IncompleteError too where the server sends
     what was not asked for, does not send what it is known to hold (patients, Conditions of the search by code, records
     that others refer to), or does not list Patient or Condition. Nothing partial is returned.
     """
     capability = client.capabilities()
-    run = _Crawl(client, capability, plan.declared(capability), Pull(source=client.base, base=client.base))
+    run = _Crawl(client, capability, plan.declared(capability), Pull(source=client.base, base=client.base), need_text)
     _describe(run)
     for kind in ("Patient", "Condition"):
         if kind not in run.types:
@@ -170,6 +173,13 @@ def _warn(run: _Crawl, warning: str) -> None:
         run.pull.warnings.append(warning)
 
 
+def _doubt(run: _Crawl, warning: str) -> None:
+    """Warn that diagnoses in words alone may be missing; IncompleteError where the study counts them."""
+    if run.need_text:
+        raise IncompleteError(f"{run.client.host}: {warning}, and this study counts them; leave --text-diagnosis out")
+    _warn(run, warning)
+
+
 def _key(run: _Crawl, match: Match) -> Key:
     return Key(run.client.base, match.type, match.id)
 
@@ -217,19 +227,41 @@ def _conditions(run: _Crawl, crmo: CodeSet, text: CodeSet) -> list[Match]:
                 for coding in selection.codings(match.resource.get("code"))
             ):
                 raise _ignored(run, search, "code")
+    worded: list[Match] = []
     for search in plan.plan_text():
         try:
             matches = _ask(run, search)
         except RefusedError as error:
             if error.status not in _NOT_TAKEN:
                 raise
-            _warn(
+            _doubt(
                 run, f"the server refuses the search by text ({error.status}): diagnoses in words alone are not found"
             )
             continue
         _check_text(run, found, matches)
-        found += [match for match in matches if selection.qualifies(match.resource, crmo, text)]
-    return found
+        worded += matches
+    if all(any(selection.codings(match.resource.get("code"))) for match in worded):
+        worded += _uncoded(run)
+    return found + [match for match in worded if selection.qualifies(match.resource, crmo, text)]
+
+
+def _uncoded(run: _Crawl) -> list[Match]:
+    """The Conditions that the server has under no code, where it can be asked for them and they are not too many."""
+    search = plan.plan_uncoded()
+    try:
+        total = run.client.count(search.type, search.params) or 0
+        if total <= plan.LARGEST_PAGE:
+            return _ask(run, search) if total else []
+    except RefusedError as error:
+        if error.status not in _NOT_TAKEN:
+            raise
+        return []
+    _doubt(
+        run,
+        f"the server has {total} Conditions without a code, and its search by text finds none such: diagnoses in words "
+        "alone may not be found",
+    )
+    return []
 
 
 def _check_text(run: _Crawl, coded: list[Match], matches: list[Match]) -> None:
@@ -239,7 +271,7 @@ def _check_text(run: _Crawl, coded: list[Match], matches: list[Match]) -> None:
     """
     known = {match.id for match in coded if any(said.startswith(plan.TEXT_WORDS) for said in _said(match))}
     if lost := known - {match.id for match in matches}:
-        _warn(
+        _doubt(
             run,
             f"the server's search by text leaves out {len(lost)} of {len(known)} Conditions known to hold the words: "
             "diagnoses in words alone may not be found",

@@ -112,6 +112,11 @@ def plan_text() -> list[Search]:
     return [Search("Condition", (("code:text", ",".join(TEXT_WORDS)), *_COUNT), optional=True)]
 
 
+def plan_uncoded() -> Search:
+    """The search for Conditions that the server finds under no code: some keep no index of a diagnosis in words alone."""
+    return Search("Condition", (("code:missing", "true"), *_COUNT), optional=True)
+
+
 def declared(capability: Mapping[str, Any]) -> dict[str, set[str]]:
     """The types a CapabilityStatement's server lists, each with the names of its search parameters.
 
