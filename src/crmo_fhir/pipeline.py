@@ -225,11 +225,6 @@ def _study(
     first = min(patients["diagnosis_low"], default=None)
     attrition = _read_csv((folder / "attrition.csv").read_text(encoding="utf-8"))
     ledger = _read_csv((folder.parent / "raw" / "ledger.csv").read_text(encoding="utf-8"))
-    listed = tuple(
-        {"resource_type": row["step"].removeprefix("records: "), "reason": row["reason"], "count": int(row["dropped"])}
-        for row in attrition
-        if row["step"].startswith("records: ")
-    )
     end = parameters.until or data_lock or parameters.since or date(1970, 1, 1)  # no record has a date: an empty cohort
     return Study(
         parameters=parameters,
@@ -242,7 +237,6 @@ def _study(
         source_kind="FHIR server" if manifest["source"]["server"] else "FHIR export (folder)",
         attrition=tuple({**row, "kept": int(row["kept"]), "dropped": int(row["dropped"])} for row in attrition),
         unmapped=tuple(_read_csv((folder / "unmapped.csv").read_text(encoding="utf-8"))),
-        listed=listed,
         ledger=dict(sorted(Counter(row["state"] for row in ledger).items())),
         warnings=tuple(manifest["warnings"]),
     )

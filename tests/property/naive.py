@@ -117,6 +117,8 @@ class Reading:
     ended_last_course: bool = False  # the line ended at is that of the last course, not the highest
     other_blocks_mtx: bool = False  # a TNF inhibitor for another disease also blocks methotrexate
     return_splits: bool = False  # A, B, A within 90 days: the return to A is a course of its own
+    open_skipped: bool = False  # a last assessment that says "not evaluable" leaves the one before it primary
+    last_reason: bool = False  # only the record that ends a course tells why it ended
     steroid_total: bool = False  # 28 days of glucocorticoid in all, not in one course
 
 
@@ -352,10 +354,12 @@ def judged(course: Course, censored: date, reading: Reading) -> tuple[date, str]
     """Primary clinical effect of an evaluable course, or None."""
     if not course.clinical or course.out:
         return None
-    day, value = max(course.clinical)
-    if value == "open":
+    told = primary(course.clinical, reading)
+    if told is None:
         return None
-    reasons = set().union(*(r.reasons for r in course.records))
+    day, _ = told
+    last = max(course.records, key=lambda r: (r.end.high if r.end else FAR, r.start.high))
+    reasons = set().union(*(r.reasons for r in ([last] if reading.last_reason else course.records)))
     if course.end and any(e <= course.end + timedelta(days=180) for r in course.records for e in r.adverse):
         reasons.add("adverse_event")
     minimum = 28 if course.drug_class == "NSAID" else 84
@@ -364,16 +368,22 @@ def judged(course: Course, censored: date, reading: Reading) -> tuple[date, str]
         exposure = min(exposure, (day - course.start).days)
     if exposure < minimum and not (course.end and reasons & {"inefficacy", "adverse_event"}):
         return None
-    return day, value
+    return told
+
+
+def primary(seen: list[tuple[date, str]], reading: Reading) -> tuple[date, str] | None:
+    """The last assessment, or None where it leaves the effect open."""
+    told = [s for s in seen if s[1] != "open"] if reading.open_skipped else seen
+    return max(told) if told and max(told)[1] != "open" else None
 
 
 def scanned(course: Course, censored: date, reading: Reading) -> str | None:
     if not course.mri or course.out:
         return None
-    value = max(course.mri)[1]
+    told = primary(course.mri, reading)
     if reading.mri_min_exposure and (course.last(censored) - course.start).days < 84:
         return None
-    return None if value == "open" else value
+    return told[1] if told else None
 
 
 def escalated(courses: list[Course], day: date, censored: date, reading: Reading) -> bool:

@@ -14,8 +14,8 @@ class Study:
     `start` and `end` are the period of diagnosis reported (both ends included); `data_lock` is the last day of data.
     `reporter` names the reporting hospital; `reporter_reference` (`Organization/…`) takes the place of the contained
     Organization where the server has one. `source_kind` says in words where the records came from.
-    `attrition` and `unmapped` are rows of the tables of those names, `listed` rows of resource_type, reason and count,
-    `ledger` the number of (patient, type) cells in each state.
+    `attrition` and `unmapped` are rows of the tables of those names, `ledger` the number of (patient, type) cells in each
+    state.
     """
 
     parameters: Parameters
@@ -29,6 +29,5 @@ class Study:
     reporter_reference: str | None = None
     attrition: tuple[Mapping[str, object], ...] = ()
     unmapped: tuple[Mapping[str, object], ...] = ()
-    listed: tuple[Mapping[str, object], ...] = ()
     ledger: Mapping[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
