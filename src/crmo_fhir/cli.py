@@ -1,5 +1,6 @@
 """The command line: one command per arrow of the design; the only module that prints or exits."""
 
+import gc
 import os
 import sys
 import tomllib
@@ -27,6 +28,7 @@ GROUPS = (
 
 def main() -> NoReturn:
     """Run the program; every error of the tree ends as one line on stderr and its exit code."""
+    gc.set_threshold(100_000)  # a short-lived program: query building makes many objects, few of them in cycles
     try:
         cli.main(prog_name="crmo-fhir", standalone_mode=False)
     except click.ClickException as error:

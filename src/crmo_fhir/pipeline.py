@@ -73,7 +73,7 @@ def extract(
     landing_exists = study.exists()
     if landing_exists:
         landing.refuse_foreign(study, request)
-    pull = _pull(source, artifacts, server or Server(), is_server=is_server)
+    pull = _pull(source, artifacts, server or Server() if is_server else None, need_text=parameters.text_diagnosis)
     pull.source = name
     for warning in pull.warnings:
         tell(warning)
@@ -83,23 +83,25 @@ def extract(
         _build(study, artifacts, tell)
 
 
-def _pull(source: str, artifacts: "Artifacts", server: Server, *, is_server: bool) -> "Pull":
+def _pull(source: str, artifacts: "Artifacts", server: Server | None, *, need_text: bool) -> "Pull":
     crmo, text = artifacts.value_set("crmo"), artifacts.value_set("crmo-text")
-    if is_server:
+    if server is not None:
         from crmo_fhir.fhir.client import FhirClient
         from crmo_fhir.source.crawl import crawl
 
         client = FhirClient(source, token=server.token, retry_budget=server.retry_budget, ca_file=server.ca_file)
-        return crawl(client, crmo, text)
+        return crawl(client, crmo, text, need_text=need_text)
     from crmo_fhir.source.files import select_candidates
 
     return select_candidates(Path(source), crmo, text)
 
 
 def _misfit(record: Any) -> str | None:
+    import msgspec
+
     from crmo_fhir.mapping.schema import find_misfit
 
-    path = find_misfit(json.loads(record.text), record.type)
+    path = find_misfit(msgspec.json.decode(record.text), record.type)
     return None if path is None else f"{path} has not the shape FHIR gives it"
 
 

@@ -685,7 +685,7 @@ def make(seed: int, allow: frozenset[str] = frozenset(), size: int | None = None
     windows = [(date(2002, 1, 1), date(2011, 12, 31))] * 3 + [(date(2004, 2, 29), date(2008, 2, 29)), (date(2000, 3, 15), date(2013, 7, 1))]
     since, until = rng.choice(windows)
     orders_only = rng.random() < 0.12
-    stranger = not orders_only or rng.random() < 0.3
+    stranger = not orders_only
     cohort = Cohort(seed, since, until, [], not stranger, orders_only, rng.choice([0.0, 0.0, 0.0, 1.0, 0.3]), stranger)
     cohort.children = [make_child(rng, f"c{n}", cohort, allow) for n in range(size or rng.choice([1, 2, 5, 10, 20, 30, 40, 60]))]
     return cohort

@@ -5,6 +5,7 @@ generator keeps only children whose figures are the same under every reading (`d
 """
 
 import calendar
+import random
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
@@ -112,8 +113,7 @@ class Reading:
     mri_on_observation: bool = False  # the follow-up is the day of the judgement, not that of the study
     effect_after_minimum: bool = False  # E24: the effect itself must be observed after the minimum exposure
     year_inclusive: bool = True  # an escalation on the very day 12 months later is within them
-    year_both_sides: bool = False  # "within 12 months" also before the assessment
-    year_running: bool = False  # ... and also an escalation that runs at the assessment
+    year_both_sides: bool = False  # "within 12 months" also before the assessment, even of one that is over
     ended_last_course: bool = False  # the line ended at is that of the last course, not the highest
     other_blocks_mtx: bool = False  # a TNF inhibitor for another disease also blocks methotrexate
     return_splits: bool = False  # A, B, A within 90 days: the return to A is a course of its own
@@ -406,9 +406,7 @@ def escalated(courses: list[Course], day: date, censored: date, reading: Reading
             return True
         if day < course.start < year:
             return True
-        if reading.year_both_sides and past <= course.start <= day:
-            return True
-        if reading.year_running and course.start <= day <= course.last(censored):
+        if reading.year_both_sides and course.start <= day and course.last(censored) >= past:
             return True
     return False
 
@@ -509,6 +507,16 @@ def other_readings() -> dict[str, Reading]:
 READINGS = other_readings()
 
 
+def mixed_readings(count: int) -> list[Reading]:
+    """Several open cases answered the other way at once."""
+    rng = random.Random(0)
+    flags = [n for n in Reading.__dataclass_fields__ if n != "partial"]
+    return [replace(LITERAL, **{n: getattr(LITERAL, n) != (rng.random() < 0.4) for n in flags}) for _ in range(count)]
+
+
+MIXED = mixed_readings(24)
+
+
 def undecided(
     child: Child, since: date, until: date, orders_count: bool, allow: frozenset[str] = frozenset()
 ) -> str | None:
@@ -517,6 +525,10 @@ def undecided(
     for name, reading in READINGS.items():
         if name not in allow and count_child(child, since, until, orders_count, reading) != literal:
             return name
+    for reading in MIXED:
+        kept = replace(reading, **{name: getattr(LITERAL, name) for name in allow})
+        if count_child(child, since, until, orders_count, kept) != literal:
+            return "several"
     return None
 
 

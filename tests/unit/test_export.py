@@ -328,7 +328,7 @@ def test_an_artifact_that_is_no_fhir_is_refused() -> None:
     with pytest.raises(UsageError, match="the Measure is not valid FHIR R4 at group"):
         measure_json({**MEASURE, "group": [{"population": [{"count": 1}]}]})
     with pytest.raises(UsageError, match="no FHIR R4 resource type"):
-        to_json({"resourceType": "Nothing"})
+        measure_json({"resourceType": "Nothing"})
 
 
 # ---- MeasureReport ----

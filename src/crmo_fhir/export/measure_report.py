@@ -72,21 +72,18 @@ def build_measure_report(results: Sequence[Result], study: Study, measure: Mappi
 
 
 def to_json(resource: Mapping[str, Any]) -> str:
-    """A resource as the text that is written: elements in the order of FHIR, two spaces, a last newline.
-
-    Raises UsageError where it is no valid R4 resource: only an artifact of `mappings/` can be wrong here.
-    """
-    return json.dumps(_checked(resource), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """A resource as the text that is written: two spaces, a last newline."""
+    return json.dumps(resource, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def measure_json(measure: Mapping[str, Any]) -> str:
-    """The Measure as it is written beside the report."""
-    return to_json(measure)
+    """The Measure as it is written beside the report. Raises UsageError where it is no valid R4 resource."""
+    return to_json(_checked(measure))
 
 
 def library_json(library: Mapping[str, Any]) -> str:
-    """The Library as it is written beside the Measure."""
-    return to_json(library)
+    """The Library as it is written beside the Measure. Raises UsageError where it is no valid R4 resource."""
+    return to_json(_checked(library))
 
 
 def _checked(resource: Mapping[str, Any]) -> Json:

@@ -1,8 +1,7 @@
 """Statistics: plain numbers in, plain numbers out."""
 
 from math import sqrt
-
-from scipy.special import betaincinv, ndtri
+from statistics import NormalDist
 
 CONFIDENCE = 0.95
 
@@ -13,7 +12,7 @@ def wilson(n: int, total: int, confidence: float = CONFIDENCE) -> tuple[float, f
     Raises ValueError unless 0 <= n <= total and total > 0.
     """
     _check(n, total)
-    z = float(ndtri(0.5 + confidence / 2))
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
     p = n / total
     scale = 1 + z * z / total
     centre = (p + z * z / (2 * total)) / scale
@@ -26,6 +25,8 @@ def clopper_pearson(n: int, total: int, confidence: float = CONFIDENCE) -> tuple
 
     Raises ValueError unless 0 <= n <= total and total > 0.
     """
+    from scipy.special import betaincinv
+
     _check(n, total)
     tail = (1 - confidence) / 2
     low = 0.0 if n == 0 else float(betaincinv(n, total - n + 1, tail))
