@@ -4,16 +4,17 @@ import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import duckdb
-import ibis
-import ibis.expr.datatypes as dt
-from ibis.backends.sql.compilers import DuckDBCompiler
-from ibis.backends.sql.datatypes import DuckDBType
 
 from crmo_fhir.errors import IncompleteError, UsageError
+
+if TYPE_CHECKING:
+    import ibis
+    import ibis.expr.datatypes as dt
 
 _MEGABYTE = 1024 * 1024
 _RECORDS = "ndjson_records"
@@ -27,15 +28,18 @@ class Engine:
     """One open engine; made by `open_engine`."""
 
     connection: duckdb.DuckDBPyConnection
-    compiler: DuckDBCompiler = field(default_factory=DuckDBCompiler)
 
-    def table(self, columns: Mapping[str, str]) -> ibis.Table:
+    def table(self, columns: Mapping[str, str]) -> "ibis.Table":
         """A table of records with these columns ({name: type in DuckDB's words}), to build expressions on."""
+        import ibis
+
         return ibis.table({column: _data_type(kind) for column, kind in columns.items()}, name=_RECORDS)
 
-    def compile(self, expression: ibis.Table) -> str:
+    def compile(self, expression: "ibis.Table") -> str:
         """The query of an expression over `table`, to be run over any files."""
-        return str(self.compiler.to_sqlglot(expression).sql(dialect="duckdb"))
+        from ibis.backends.sql.compilers import DuckDBCompiler
+
+        return str(DuckDBCompiler().to_sqlglot(expression).sql(dialect="duckdb"))
 
     def run(self, query: str, paths: Sequence[Path], columns: Mapping[str, str]) -> list[tuple[object, ...]]:
         """The rows of a compiled query over NDJSON files (.gz too), in file order; missing values are None.
@@ -96,7 +100,9 @@ def open_engine(
 
 
 @functools.cache
-def _data_type(kind: str) -> dt.DataType:
+def _data_type(kind: str) -> "dt.DataType":
+    from ibis.backends.sql.datatypes import DuckDBType
+
     return DuckDBType.from_string(kind)
 
 

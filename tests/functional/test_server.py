@@ -49,7 +49,15 @@ def test_nothing_listens_there(crmo, tmp_path):
         (Fault("status", status=200, body=b"<html>", headers=HTML, path="Observation", times=99), 3),
         (Fault("status", status=200, body=b"<html>", headers=HTML, times=99), 3),
     ],
-    ids=["401", "403 on one type", "404 on one type", "400 on the codes", "500 on one type", "HTML on one type", "HTML"],
+    ids=[
+        "401",
+        "403 on one type",
+        "404 on one type",
+        "400 on the codes",
+        "500 on one type",
+        "HTML on one type",
+        "HTML",
+    ],
 )
 def test_a_search_that_fails_stops_the_run(crmo, server, tmp_path, monkeypatch, fault, code):
     monkeypatch.setenv("CRMO_FHIR_TOKEN", "very-secret-token")

@@ -98,7 +98,14 @@ SHADOWS = [  # near CRMO, and not CRMO
 ]
 TEXTS = ["CRMO", "cno", "Chronic recurrent multifocal osteomyelitis", "Kronisk rekurrent multifokal osteomyelitis",
          "Chronic non-bacterial osteomyelitis", "kronisk multifokal osteomyelitis", "Nonbakteriel osteitis"]  # fmt: skip
-OTHER_DISEASE = [(ICD10, "M08.0"), (ICD10, "L40.0"), (ICD10, "K50.9"), (ICD10, "H20.9"), (SKS_D, "DM080"), (SKS_D, "DK509")]
+OTHER_DISEASE = [
+    (ICD10, "M08.0"),
+    (ICD10, "L40.0"),
+    (ICD10, "K50.9"),
+    (ICD10, "H20.9"),
+    (SKS_D, "DM080"),
+    (SKS_D, "DK509"),
+]
 
 
 @dataclass(frozen=True)
@@ -294,7 +301,9 @@ class Timeline:
             at = start
             for piece in range(pieces):
                 final = piece == pieces - 1
-                stop = None if length is None else start + days(length if final else (piece + 1) * (length // pieces) - 14)
+                stop = (
+                    None if length is None else start + days(length if final else (piece + 1) * (length // pieces) - 14)
+                )
                 made.append(self.record(agent, rung, at, stop, joint=joint))
                 if not final:
                     at = stop + days(rng.choice([-4, 0, 1, 1, 14]))
@@ -448,7 +457,13 @@ def spoil(rng: random.Random, line: Timeline, diagnosis: date) -> None:
             again = last.end.low + days(pause)
             if again not in line.starts:
                 line.starts.add(again)
-                line.record(agent, "statement", again, again + days(rng.choice([30, 100, 300])), indications=set(last.indications))
+                line.record(
+                    agent,
+                    "statement",
+                    again,
+                    again + days(rng.choice([30, 100, 300])),
+                    indications=set(last.indications),
+                )
     if rng.random() < 0.1 and not line.orders_only:  # an agent that was only ever ordered
         never = [a for c in ("TNF", "MTX", "NSAID") for a in BY_CLASS[c] if all(e.agent != a for e in base)]
         if never:
@@ -463,7 +478,12 @@ def spoil(rng: random.Random, line: Timeline, diagnosis: date) -> None:
             one.start = month_of(one.start.low)
         if plain and one.end and rng.random() < 0.06:
             one.end = rng.choice([month_of, month_of, year_of])(one.end.low)
-        if plain and one.end and rng.random() < 0.08 and max(e.end.high for e in base if e.agent == one.agent and e.end) == one.end.low:
+        if (
+            plain
+            and one.end
+            and rng.random() < 0.08
+            and max(e.end.high for e in base if e.agent == one.agent and e.end) == one.end.low
+        ):
             one.adverse = [one.end.low + days(rng.choice([-3, 0, 5, 179, 180, 181, 200]))]
 
 
@@ -519,7 +539,11 @@ def judge(rng: random.Random, child: Child, orders_count: bool) -> None:
             for _ in range(rng.choice([1, 1, 1, 2])):
                 how = link(course)
                 baseline = course.start + days(rng.choice([-181, -180, -179, -60, -20, -5, 0, 13, 14, 15]))
-                options = [day_between(rng, course.start + days(90), max(course.start + days(91), stop or course.start + days(400)))] * 4
+                options = [
+                    day_between(
+                        rng, course.start + days(90), max(course.start + days(91), stop or course.start + days(400))
+                    )
+                ] * 4
                 options += [course.start + days(rng.choice([83, 84, 85]))]
                 if stop:
                     options += [stop + days(rng.choice([59, 60, 61]))]
@@ -528,12 +552,20 @@ def judge(rng: random.Random, child: Child, orders_count: bool) -> None:
                 follow = rng.choice(options)
                 if follow <= baseline:
                     continue
-                first, second = (Scan(f"{child.name}.scan{len(child.scans) + i}", d) for i, d in enumerate((baseline, follow)))
+                first, second = (
+                    Scan(f"{child.name}.scan{len(child.scans) + i}", d) for i, d in enumerate((baseline, follow))
+                )
                 if rng.random() < 0.06:
                     first.counts = False
                 child.scans += [first, second]
                 scans = [first.name, second.name] if first.counts and rng.random() < 0.7 else []
-                add("mri", rng.choice(["good", "good", "bad", "bad", "open"]), follow + days(rng.choice([0, 0, 0, 3])), scans=scans, **how)
+                add(
+                    "mri",
+                    rng.choice(["good", "good", "bad", "bad", "open"]),
+                    follow + days(rng.choice([0, 0, 0, 3])),
+                    scans=scans,
+                    **how,
+                )
     if child.assessments and rng.random() < 0.1:
         add("clinical", "good", min(a.day for a in child.assessments) + days(17))
 
@@ -626,7 +658,9 @@ def make_child(rng: random.Random, name: str, cohort: Cohort, allow: frozenset[s
         seen = [a.day for a in child.assessments] + [s.day for s in child.scans]
         seen += [(e.end or e.start).high for e in child.exposures if e.start.low.year < 2060]
         seen += [d for e in child.exposures for d in e.adverse]
-        seen += [d.when.high for d in child.diagnoses if d.when] + [e.start.high + days(60) for e in child.exposures if e.start.low.year < 2060]
+        seen += [d.when.high for d in child.diagnoses if d.when] + [
+            e.start.high + days(60) for e in child.exposures if e.start.low.year < 2060
+        ]
         if ongoing or rng.random() < 0.3:
             child.last_seen = max([*seen, day]) + days(rng.choice([0, 10, 100, 600]))
         if rng.random() < 0.04:
@@ -682,12 +716,17 @@ def merged(spans: list[tuple[date, date]]) -> list[tuple[date, date]]:
 def make(seed: int, allow: frozenset[str] = frozenset(), size: int | None = None) -> Cohort:
     """The cohort of a seed; `allow` lets children in whose figures hang on the named readings."""
     rng = random.Random(seed)
-    windows = [(date(2002, 1, 1), date(2011, 12, 31))] * 3 + [(date(2004, 2, 29), date(2008, 2, 29)), (date(2000, 3, 15), date(2013, 7, 1))]
+    windows = [(date(2002, 1, 1), date(2011, 12, 31))] * 3 + [
+        (date(2004, 2, 29), date(2008, 2, 29)),
+        (date(2000, 3, 15), date(2013, 7, 1)),
+    ]
     since, until = rng.choice(windows)
     orders_only = rng.random() < 0.12
     stranger = not orders_only
     cohort = Cohort(seed, since, until, [], not stranger, orders_only, rng.choice([0.0, 0.0, 0.0, 1.0, 0.3]), stranger)
-    cohort.children = [make_child(rng, f"c{n}", cohort, allow) for n in range(size or rng.choice([1, 2, 5, 10, 20, 30, 40, 60]))]
+    cohort.children = [
+        make_child(rng, f"c{n}", cohort, allow) for n in range(size or rng.choice([1, 2, 5, 10, 20, 30, 40, 60]))
+    ]
     return cohort
 
 
@@ -719,7 +758,11 @@ class Encoder:
         if uri.startswith("http") and "|" not in uri and uri != OWN:
             kind = rng.random()
             if kind < 0.06:
-                uri = uri.replace("http://", "https://", 1) if uri.startswith("http://") else uri.replace("https://", "http://", 1)
+                uri = (
+                    uri.replace("http://", "https://", 1)
+                    if uri.startswith("http://")
+                    else uri.replace("https://", "http://", 1)
+                )
             elif kind < 0.1:
                 uri = uri.rstrip("/") + "/"
         return uri
@@ -735,7 +778,9 @@ class Encoder:
     def concept(self, pair: tuple[str | None, str], *more: Json) -> Json:
         codings = [self.coding(*pair), *more]
         if self.rng.random() < 0.2:
-            codings.insert(self.rng.randint(0, 1), {"system": "http://example.org/local", "code": "X1", "display": "lokal kode"})
+            codings.insert(
+                self.rng.randint(0, 1), {"system": "http://example.org/local", "code": "X1", "display": "lokal kode"}
+            )
         made: Json = {"coding": codings}
         if self.rng.random() < 0.15:
             made["text"] = "se journal"
@@ -752,7 +797,15 @@ class Encoder:
             return when.isoformat()
         hour, minute = rng.choice([(0, 0), (0, 10), (0, 50), (12, 0), (23, 10), (23, 59)])
         local = datetime(when.year, when.month, when.day, hour, minute, tzinfo=COPENHAGEN)
-        zone = rng.choice([None, UTC, timezone(timedelta(hours=9)), timezone(timedelta(hours=-5)), timezone(timedelta(hours=5, minutes=30))])
+        zone = rng.choice(
+            [
+                None,
+                UTC,
+                timezone(timedelta(hours=9)),
+                timezone(timedelta(hours=-5)),
+                timezone(timedelta(hours=5, minutes=30)),
+            ]
+        )
         text = local.astimezone(zone or COPENHAGEN).isoformat(timespec=rng.choice(["seconds", "milliseconds"]))
         return text.replace("+00:00", "Z") if zone is UTC else text
 
@@ -777,9 +830,29 @@ class Encoder:
             if child.birth:
                 low, high = child.birth.low, child.birth.high
                 birth = low.isoformat() if low == high else f"{low:%Y-%m}" if (high - low).days < 31 else f"{low:%Y}"
-            patient = self.add("Patient", name, gender=gender, birthDate=birth, link=links or None, active=n == count - 1)
+            patient = self.add(
+                "Patient", name, gender=gender, birthDate=birth, link=links or None, active=n == count - 1
+            )
             if rng.random() < 0.1:
-                patient["_birthDate"] = {"extension": [{"url": "http://hl7.org/fhir/StructureDefinition/patient-birthTime", "valueDateTime": f"{birth}T11:30:00+01:00"}]} if birth and len(birth) == 10 else {"extension": [{"url": "http://hl7.org/fhir/StructureDefinition/data-absent-reason", "valueCode": "unknown"}]}
+                patient["_birthDate"] = (
+                    {
+                        "extension": [
+                            {
+                                "url": "http://hl7.org/fhir/StructureDefinition/patient-birthTime",
+                                "valueDateTime": f"{birth}T11:30:00+01:00",
+                            }
+                        ]
+                    }
+                    if birth and len(birth) == 10
+                    else {
+                        "extension": [
+                            {
+                                "url": "http://hl7.org/fhir/StructureDefinition/data-absent-reason",
+                                "valueCode": "unknown",
+                            }
+                        ]
+                    }
+                )
             if child.died:
                 patient["deceasedDateTime"] = child.died.isoformat()
 
@@ -816,11 +889,25 @@ class Encoder:
                     codings.append(self.coding(*rng.choice(SHADOWS)))
                 rng.shuffle(codings)
             code = {**({"coding": codings} if codings else {}), **({"text": text} if text else {})}
-            status: Json | None = {"coding": [{"system": "http://terminology.hl7.org/CodeSystem/condition-ver-status", "code": diagnosis.verification}]}
+            status: Json | None = {
+                "coding": [
+                    {
+                        "system": "http://terminology.hl7.org/CodeSystem/condition-ver-status",
+                        "code": diagnosis.verification,
+                    }
+                ]
+            }
             if diagnosis.verification == "confirmed" and rng.random() < 0.3:
                 status = None
             made = self.add("Condition", diagnosis.name, code=code, subject=subject, verificationStatus=status)
-            made["clinicalStatus"] = {"coding": [{"system": "http://terminology.hl7.org/CodeSystem/condition-clinical", "code": rng.choice(["active", "remission", "resolved"])}]}
+            made["clinicalStatus"] = {
+                "coding": [
+                    {
+                        "system": "http://terminology.hl7.org/CodeSystem/condition-clinical",
+                        "code": rng.choice(["active", "remission", "resolved"]),
+                    }
+                ]
+            }
             if diagnosis.verification == "entered-in-error":
                 del made["clinicalStatus"]
             if sites:
@@ -850,7 +937,11 @@ class Encoder:
     def lesions(self) -> None:
         for number, (bone, side, counts) in enumerate(self.child.lesions):
             code = self.concept(self.rng.choice([(HPO, "HP:6000917"), (SNOMED, "169083003")]))
-            status = self.rng.choice(["final", "amended", "corrected"]) if counts else self.rng.choice(["entered-in-error", "cancelled"])
+            status = (
+                self.rng.choice(["final", "amended", "corrected"])
+                if counts
+                else self.rng.choice(["entered-in-error", "cancelled"])
+            )
             when = self.child.last_seen or date(2006, 6, 6)
             self.add("Observation", f"{self.child.name}.lesion{number}", status=status, code=code, subject=self.subject(),
                      bodySite=self.site(bone, side), effectiveDateTime=self.day(min(when, date(2006, 6, 6))))  # fmt: skip
@@ -892,7 +983,11 @@ class Encoder:
         concepts, references = [], []
         for kind in sorted(record.indications):
             if kind == "crmo" and rng.random() < 0.5:
-                able = [d for d in self.child.diagnoses if d.verification == "confirmed" and d.diseases == {"crmo"} and not d.text_only]
+                able = [
+                    d
+                    for d in self.child.diagnoses
+                    if d.verification == "confirmed" and d.diseases == {"crmo"} and not d.text_only
+                ]
                 if able:
                     references.append({"reference": "@" + rng.choice(able).name})
                     continue
@@ -933,7 +1028,9 @@ class Encoder:
                 if record.request:
                     requests[record.request] = requests.get(record.request, set()) | record.reasons
             for number, day in enumerate(record.adverse):
-                event = self.add("AdverseEvent", f"{record.name}.event{number}", actuality="actual", subject=self.subject())
+                event = self.add(
+                    "AdverseEvent", f"{record.name}.event{number}", actuality="actual", subject=self.subject()
+                )
                 event["occurrenceDateTime" if self.r5 else "date"] = self.day(day)
                 target = {"reference": "@" + record.name}
                 event["suspectEntity"] = [{"instanceReference": target} if self.r5 else {"instance": target}]
@@ -941,15 +1038,31 @@ class Encoder:
                     event["status"] = "completed"
         for name, reasons in requests.items():
             first = next(r for r in self.child.exposures if r.request == name)
-            made = self.add("MedicationRequest", name, status="stopped" if reasons else "active", intent="order", subject=self.subject(), authoredOn=self.day(first.start))
+            made = self.add(
+                "MedicationRequest",
+                name,
+                status="stopped" if reasons else "active",
+                intent="order",
+                subject=self.subject(),
+                authoredOn=self.day(first.start),
+            )
             self.drug(first, made)
             if reasons:
-                made["statusReason"] = self.stops(reasons)[0] if len(reasons) == 1 else {"coding": [c for s in self.stops(reasons) for c in s["coding"]]}
+                made["statusReason"] = (
+                    self.stops(reasons)[0]
+                    if len(reasons) == 1
+                    else {"coding": [c for s in self.stops(reasons) for c in s["coding"]]}
+                )
         rng.shuffle(self.resources)
 
     def statement(self, record: Exposure) -> None:
         rng = self.rng
-        made = self.add("MedicationStatement", record.name, subject=self.subject(), effectivePeriod=self.period(record.start, record.end))
+        made = self.add(
+            "MedicationStatement",
+            record.name,
+            subject=self.subject(),
+            effectivePeriod=self.period(record.start, record.end),
+        )
         self.drug(record, made)
         self.why(record, made)
         stops = self.stops(record.reasons)
@@ -959,20 +1072,44 @@ class Encoder:
             if record.taken == "no":
                 way = rng.choice(["entered-in-error", "draft", "not-taking"])
                 if way == "not-taking":
-                    adherence["code"] = {"coding": [{"system": "http://hl7.org/fhir/CodeSystem/medication-statement-adherence", "code": "not-taking"}]}
+                    adherence["code"] = {
+                        "coding": [
+                            {
+                                "system": "http://hl7.org/fhir/CodeSystem/medication-statement-adherence",
+                                "code": "not-taking",
+                            }
+                        ]
+                    }
                 else:
                     made["status"] = way
             elif record.taken == "on-hold":
-                adherence["code"] = {"coding": [{"system": "http://hl7.org/fhir/CodeSystem/medication-statement-adherence", "code": "on-hold"}]}
+                adherence["code"] = {
+                    "coding": [
+                        {"system": "http://hl7.org/fhir/CodeSystem/medication-statement-adherence", "code": "on-hold"}
+                    ]
+                }
             elif rng.random() < 0.5 or stops:
-                adherence["code"] = {"coding": [{"system": "http://hl7.org/fhir/CodeSystem/medication-statement-adherence", "code": rng.choice(["taking", "taking-as-directed"])}]}
+                adherence["code"] = {
+                    "coding": [
+                        {
+                            "system": "http://hl7.org/fhir/CodeSystem/medication-statement-adherence",
+                            "code": rng.choice(["taking", "taking-as-directed"]),
+                        }
+                    ]
+                }
             if stops:
-                adherence["reason"] = stops[0] if len(stops) == 1 else {"coding": [c for s in stops for c in s["coding"]]}
+                adherence["reason"] = (
+                    stops[0] if len(stops) == 1 else {"coding": [c for s in stops for c in s["coding"]]}
+                )
             if adherence:
                 made["adherence"] = adherence
         else:
             taken = ["active"] if record.end is None else ["completed", "stopped", "active"]
-            made["status"] = rng.choice({"yes": taken, "no": ["entered-in-error", "not-taken", "intended"], "on-hold": ["on-hold"]}[record.taken])
+            made["status"] = rng.choice(
+                {"yes": taken, "no": ["entered-in-error", "not-taken", "intended"], "on-hold": ["on-hold"]}[
+                    record.taken
+                ]
+            )
             if stops:
                 made["statusReason"] = stops
         if record.joint:
@@ -980,7 +1117,11 @@ class Encoder:
 
     def administration(self, record: Exposure) -> None:
         rng = self.rng
-        status = rng.choice(["completed", "completed", "in-progress"]) if record.taken == "yes" else rng.choice(["not-done", "entered-in-error"])
+        status = (
+            rng.choice(["completed", "completed", "in-progress"])
+            if record.taken == "yes"
+            else rng.choice(["not-done", "entered-in-error"])
+        )
         made = self.add("MedicationAdministration", record.name, status=status, subject=self.subject())
         self.drug(record, made)
         self.why(record, made)
@@ -1001,13 +1142,25 @@ class Encoder:
         self.drug(record, made)
         made["whenHandedOver"] = self.day(record.start)
         if record.end:
-            made["daysSupply"] = {"value": (record.end.low - record.start.low).days, "unit": "day", "system": "http://unitsofmeasure.org", "code": "d"}
+            made["daysSupply"] = {
+                "value": (record.end.low - record.start.low).days,
+                "unit": "day",
+                "system": "http://unitsofmeasure.org",
+                "code": "d",
+            }
 
     def order(self, record: Exposure) -> None:
         status = self.rng.choice(["active"] if record.end is None else ["active", "completed", "stopped"])
         if record.taken != "yes":
             status = self.rng.choice(["draft", "cancelled", "entered-in-error"])
-        made = self.add("MedicationRequest", record.name, status=status, intent="order", subject=self.subject(), authoredOn=self.day(record.start))
+        made = self.add(
+            "MedicationRequest",
+            record.name,
+            status=status,
+            intent="order",
+            subject=self.subject(),
+            authoredOn=self.day(record.start),
+        )
         if record.plan:
             made["intent"] = self.rng.choice(["plan", "proposal"])
         period = self.period(record.start, record.end)
@@ -1022,7 +1175,11 @@ class Encoder:
     def procedure(self, record: Exposure) -> None:
         rng = self.rng
         drug = DRUGS[record.agent]
-        status = rng.choice(["completed", "in-progress"]) if record.taken == "yes" else rng.choice(["not-done", "entered-in-error"])
+        status = (
+            rng.choice(["completed", "in-progress"])
+            if record.taken == "yes"
+            else rng.choice(["not-done", "entered-in-error"])
+        )
         pair = (SKS, drug.sks) if rng.random() < 0.7 else (SKS, "M" + rng.choice(drug.atc))
         made = self.add("Procedure", record.name, status=status, subject=self.subject(), code=self.concept(pair))
         self.why(record, made)
@@ -1040,7 +1197,9 @@ class Encoder:
                 mr["code"], status = "CT", "available"
             else:
                 status = "available" if scan.counts else rng.choice(["entered-in-error", "cancelled"])
-            made = self.add("ImagingStudy", scan.name, status=status, subject=self.subject(), started=self.day(scan.day))
+            made = self.add(
+                "ImagingStudy", scan.name, status=status, subject=self.subject(), started=self.day(scan.day)
+            )
             modality: Json = {"coding": [mr]} if self.r5 else mr
             if rng.random() < 0.5:
                 made["modality"] = [modality]
@@ -1051,8 +1210,18 @@ class Encoder:
         rng = self.rng
         for seen in self.child.assessments:
             answers = (CLINICAL if seen.kind == "clinical" else MRI)[seen.value]
-            status = rng.choice(["final", "final", "amended", "corrected"]) if seen.counts else rng.choice(["entered-in-error", "cancelled"])
-            made = self.add("Observation", seen.name, status=status, subject=self.subject(), valueCodeableConcept=self.concept(rng.choice(answers)))
+            status = (
+                rng.choice(["final", "final", "amended", "corrected"])
+                if seen.counts
+                else rng.choice(["entered-in-error", "cancelled"])
+            )
+            made = self.add(
+                "Observation",
+                seen.name,
+                status=status,
+                subject=self.subject(),
+                valueCodeableConcept=self.concept(rng.choice(answers)),
+            )
             made["code"] = self.concept((OWN, "treatment-effect" if seen.kind == "clinical" else "mri-change"))
             stamp = self.day(seen.day)
             made["effectiveInstant" if "T" in stamp and rng.random() < 0.3 else "effectiveDateTime"] = stamp
@@ -1170,7 +1339,10 @@ class Writer:
             elif kind == "searchset":
                 entry["search"] = {"mode": "match"}
         if kind == "searchset" and self.rng.random() < 0.5:
-            outcome = {"resourceType": "OperationOutcome", "issue": [{"severity": "information", "code": "informational"}]}
+            outcome = {
+                "resourceType": "OperationOutcome",
+                "issue": [{"severity": "information", "code": "informational"}],
+            }
             entries = [*entries, {"resource": outcome, "search": {"mode": "outcome"}}]
         return {"resourceType": "Bundle", "type": kind, "entry": entries}
 
@@ -1183,7 +1355,9 @@ class Writer:
     def dump(self, value: Json) -> str:
         if self.rng.random() < 0.3:
             value = dict(self.rng.sample(list(value.items()), len(value)))
-        return json.dumps(value, ensure_ascii=self.rng.random() < 0.5, separators=self.rng.choice([(",", ":"), (", ", ": ")]))
+        return json.dumps(
+            value, ensure_ascii=self.rng.random() < 0.5, separators=self.rng.choice([(",", ":"), (", ", ": ")])
+        )
 
     def ndjson(self, resources: list[Json]) -> None:
         rng = self.rng
@@ -1215,7 +1389,9 @@ class Writer:
                     self.path(".json").write_text(json.dumps(one, indent=rng.choice([None, 2])), encoding="utf-8")
             elif way < 0.35:
                 # without fullUrl: beside records that name no base, one base would be foreign to the others
-                self.bundles.append(self.bundle(rng.choice(["collection", "searchset"]), [{"resource": r} for r in now]))
+                self.bundles.append(
+                    self.bundle(rng.choice(["collection", "searchset"]), [{"resource": r} for r in now])
+                )
             else:
                 self.ndjson(now)
         for bundle in self.bundles:
@@ -1229,8 +1405,17 @@ def write(cohort: Cohort, folder: Path) -> dict[str, str]:
     writer = Writer(rng, folder)
     children = list(cohort.children)
     if cohort.stranger:
-        stranger = Child("stranger", "female", on(date(1999, 1, 1)), diagnoses=[Diagnosis(set(), "confirmed", on(date(2005, 1, 1)), name="stranger.condition0")])
-        stranger.exposures = [Exposure("stranger.drug1", "naproxen", "NSAID", "statement", "yes", on(date(2005, 2, 1)), on(date(2005, 6, 1)))]
+        stranger = Child(
+            "stranger",
+            "female",
+            on(date(1999, 1, 1)),
+            diagnoses=[Diagnosis(set(), "confirmed", on(date(2005, 1, 1)), name="stranger.condition0")],
+        )
+        stranger.exposures = [
+            Exposure(
+                "stranger.drug1", "naproxen", "NSAID", "statement", "yes", on(date(2005, 2, 1)), on(date(2005, 6, 1))
+            )
+        ]
         children.append(stranger)
     for child in children:
         writer.place(Encoder(rng, child, r5=rng.random() < cohort.r5).all())

@@ -235,9 +235,17 @@ def courses_of(child: Child, orders_count: bool, reading: Reading) -> list[Cours
         own = sorted(((s, e, r) for s, e, r in own if RUNGS.index(r.rung) == strongest), key=lambda x: x[0])
         merged: list[Course] = []
         for start, end, record in own:
-            between = bool(merged) and merged[-1].end is not None and start > merged[-1].end and any(
-                r.drug_class == record.drug_class and r.agent != agent and merged[-1].start < s <= start and (e or FAR) > merged[-1].end
-                for s, e, r in everything
+            between = (
+                bool(merged)
+                and merged[-1].end is not None
+                and start > merged[-1].end
+                and any(
+                    r.drug_class == record.drug_class
+                    and r.agent != agent
+                    and merged[-1].start < s <= start
+                    and (e or FAR) > merged[-1].end
+                    for s, e, r in everything
+                )
             )
             if reading.return_splits and between:
                 merged.append(Course(agent, record.drug_class, start, end, [record]))

@@ -15,8 +15,8 @@ from crmo_fhir.engine import Engine
 from crmo_fhir.fhir.codings import Coding
 from crmo_fhir.fhir.dates import PartialDate, parse_date
 from crmo_fhir.fhir.references import Identifier, Key, parse, resolve
+from crmo_fhir.mapping.query import open_view, run_by_base
 from crmo_fhir.mapping.units import convert
-from crmo_fhir.mapping.view import compile_view, run_by_base
 from crmo_fhir.model.records import RawFile
 from crmo_fhir.model.tables import FACTS, SEXES
 
@@ -78,12 +78,12 @@ class _Reader:
         files = [file for file in self.files if file.type == view["resource"]]
         if not files:
             return self.read.setdefault(view_name, [])
-        compiled = compile_view(view)
+        ready = open_view(view)
         prefixes = {file.base: file.prefix for file in files}
         found = []
-        for base, rows in run_by_base(self.engine, compiled, [(file.path, file.base) for file in files]):
+        for base, rows in run_by_base(self.engine, ready, [(file.path, file.base) for file in files]):
             for values in rows:
-                row: Row = dict(zip(compiled.columns, values, strict=True))
+                row: Row = dict(zip(ready.columns, values, strict=True))
                 key = Key(base, view["resource"], row["key"].partition("/")[2])
                 row["key"] = self.known.setdefault(key, prefixes[base] + row["key"])
                 row["base"] = base

@@ -47,6 +47,7 @@ from crmo_fhir.mapping.fhirpath import (
     single_route,
     type_path,
 )
+from crmo_fhir.mapping.query import run_by_base
 from crmo_fhir.mapping.schema import Shape, is_primitive
 
 _DEEPEST = 10
@@ -106,6 +107,15 @@ class CompiledView:
     def bind(self, table: ibis.Table, base: str | None) -> ibis.Table:
         """Give the rows of the view over a table of `schema`, whose records' own service base is `base` (None: unknown)."""
         return _Builder(self, table, base).table_of_rows()
+
+    @property
+    def collections(self) -> frozenset[int]:
+        """The places of the columns whose values are lists."""
+        return frozenset(i for i, column in enumerate(self.select.all_columns()) if column.collection)
+
+    def query(self, engine: Engine, base: str | None) -> str:
+        """The query for records whose own service base is `base`."""
+        return engine.compile(self.bind(engine.table(self.schema), base))
 
 
 # --- reading the definition ----------------------------------------------------------------------------------------
@@ -830,30 +840,3 @@ def run_view(engine: Engine, compiled: CompiledView, files: Sequence[tuple[Path,
     return pd.DataFrame(
         {name: pd.Series(list(column), dtype=object) for name, column in zip(compiled.columns, values, strict=True)}
     )
-
-
-def run_by_base(
-    engine: Engine, compiled: CompiledView, files: Sequence[tuple[Path, str | None]]
-) -> Iterator[tuple[str | None, list[tuple[object, ...]]]]:
-    """The rows of `run_view` as tuples, the files of one base after the other; the query is compiled once."""
-    queries: dict[str | None, str] = {}
-    empty = {index for index, column in enumerate(compiled.select.all_columns()) if column.collection}
-    for base, paths in _by_base(files):
-        known = base if compiled.uses_base else None
-        if known not in queries:
-            queries[known] = engine.compile(compiled.bind(engine.table(compiled.schema), known))
-        rows = engine.run(queries[known], paths, compiled.schema)
-        if empty:
-            rows = [tuple([] if v is None and i in empty else v for i, v in enumerate(row)) for row in rows]
-        yield base, rows
-
-
-def _by_base(files: Sequence[tuple[Path, str | None]]) -> list[tuple[str | None, list[Path]]]:
-    """Group the files in runs of one base, in their order."""
-    runs: list[tuple[str | None, list[Path]]] = []
-    for path, base in files:
-        if runs and runs[-1][0] == base:
-            runs[-1][1].append(path)
-        else:
-            runs.append((base, [path]))
-    return runs
