@@ -56,7 +56,15 @@ class Table:
                 if value is not None and column.allowed and value not in column.allowed:
                     raise ValueError(f"table {self.name}: {column.name} may not hold such a value")
             records.append(record)
-        records.sort(key=lambda r: [(r[k] is not None, str(r[k])) for k in (*self.key, *names)])
+
+        def place(record: dict[str, Any], columns: Iterable[str]) -> tuple[tuple[bool, str], ...]:
+            return tuple((record[column] is not None, str(record[column])) for column in columns)
+
+        by_key = {place(record, self.key): record for record in records}
+        if len(by_key) == len(records):
+            records = [by_key[key] for key in sorted(by_key)]
+        else:  # rows that share a key are ordered by everything they hold: the order of input never matters
+            records.sort(key=lambda record: place(record, (*self.key, *names)))
         return pd.DataFrame({n: pd.Series([r[n] for r in records], dtype=object) for n in names}, columns=names)
 
     def to_parquet(self, frame: "pd.DataFrame") -> bytes:
