@@ -130,7 +130,13 @@ def _build(study: Path, artifacts: "Artifacts", tell: Tell) -> None:
     parameters = _parameters(request)
     with open_engine() as engine:
         facts, type_counts = read_facts(engine, artifacts, raw.files, raw.aliases, ZoneInfo(parameters.time_zone))
-    cohort = derive_cohort(facts, type_counts, parameters, date.fromisoformat(raw.manifest["extracted"]))
+    cohort = derive_cohort(
+        facts,
+        type_counts,
+        raw.manifest["source"]["records"],
+        parameters,
+        date.fromisoformat(raw.manifest["extracted"]),
+    )
     names = ("patients", "foci", "courses", "assessments", "labs", "imaging")
     files = {
         f"{name}.parquet": table.to_parquet(cohort.tables[name]) for name, table in zip(names, COHORT, strict=True)

@@ -93,3 +93,29 @@ def test_the_manifest_accounts_for_every_search(crmo, server, tmp_path):
     asked = {search["type"] for search in manifest["source"]["searches"]}
     assert {"Condition", "Patient", "MedicationStatement", "Observation", "ImagingStudy"} <= asked
     assert manifest["source"]["server"]
+
+
+ORDER = {
+    "resourceType": "MedicationRequest",
+    "id": "r1",
+    "status": "active",
+    "intent": "order",
+    "subject": {"reference": "Patient/p1"},
+    "medicationCodeableConcept": STATEMENT["medicationCodeableConcept"],
+    "authoredOn": "2005-02-01",
+}
+ELSEWHERE = {**STATEMENT, "id": "m9", "subject": {"reference": "Patient/p9"}}
+
+
+@pytest.mark.parametrize(
+    ("others", "courses"), [((), 1), (({**PATIENT, "id": "p9"}, ELSEWHERE), 0)], ids=["orders only", "not"]
+)
+@pytest.mark.parametrize("served", [True, False], ids=["server", "folder"])
+def test_orders_make_courses_only_where_the_whole_source_holds_nothing_stronger(
+    crmo, tmp_path, others, courses, served
+):
+    records = (PATIENT, CONDITION, ORDER, *others)
+    study = tmp_path / "study"
+    with FakeServer(records) as fake:
+        assert crmo("run", fake.base if served else folder(tmp_path / "s", *records), "-o", study).code == 0
+    assert f"tnfi-clinical-treated,,,course,{courses},{courses}" in (study / "results.csv").read_text()

@@ -141,7 +141,7 @@ def tell(parameters: Parameters = WINDOW, type_counts: Mapping[str, int] | None 
     """The cohort a story gives."""
     facts = facts_of(**given)
     counts = type_counts if type_counts is not None else {"MedicationStatement": len(facts["exposure"])}
-    return derive_cohort(facts, counts, parameters, AS_OF)
+    return derive_cohort(facts, counts, counts, parameters, AS_OF)
 
 
 def expect(frame: pd.DataFrame, text: str) -> None:

@@ -12,12 +12,11 @@ from crmo_fhir.cohort.effect import attribute_effects, derive_effect, filter_obs
 from crmo_fhir.cohort.foci import compute_focality, derive_foci
 from crmo_fhir.fhir.dates import PartialDate
 from crmo_fhir.model.parameters import Parameters
+from crmo_fhir.model.records import STRONGER_THAN_ORDERS
 from crmo_fhir.model.tables import ASSESSMENTS, ATTRITION, COURSES, FOCI, IMAGING, LAB, PATIENTS, rows_of
 
 if TYPE_CHECKING:
     import pandas as pd
-
-STRONGER_THAN_ORDERS = ("MedicationStatement", "MedicationDispense", "MedicationAdministration")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +29,15 @@ class Cohort:
 
 
 def derive_cohort(
-    facts: "Mapping[str, pd.DataFrame]", type_counts: Mapping[str, int], parameters: Parameters, as_of: date
+    facts: "Mapping[str, pd.DataFrame]",
+    type_counts: Mapping[str, int],
+    source_counts: Mapping[str, int],
+    parameters: Parameters,
+    as_of: date,
 ) -> Cohort:
     """The cohort from the facts `mapping` read.
 
-    `type_counts` are the records landed by type, `as_of` is the day of the extraction: what lies after it is refused.
+    `type_counts` are the records landed by type, `source_counts` those of the whole source, `as_of` is the day of the extraction: what lies after it is refused.
     Returns the tables of `model.tables.COHORT` and the attrition, whose first rows count records and last ones persons.
     """
     children, attrition = filter_cohort(facts, parameters, as_of)
@@ -57,7 +60,7 @@ def derive_cohort(
     for person, rows in _by_person(facts["exposure"], person_of).items():
         exposures[person], refused = filter_exposures(rows, by_person[person], as_of)
         listed += refused
-    orders_count = not any(type_counts.get(t) for t in STRONGER_THAN_ORDERS) and not any(
+    orders_count = not any(type_counts.get(t) or source_counts.get(t) for t in STRONGER_THAN_ORDERS) and not any(
         row["rung"] != "order" for row in rows_of(facts["exposure"])
     )
     courses = derive_courses(

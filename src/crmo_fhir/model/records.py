@@ -20,6 +20,9 @@ READ_TYPES = (
 )
 """The resource types a study reads; nothing else is copied out of a source (data minimisation)."""
 
+STRONGER_THAN_ORDERS = ("MedicationStatement", "MedicationDispense", "MedicationAdministration")
+"""Types that show a drug was taken, given or handed out: where a whole source has none, orders make courses."""
+
 LEDGER_STATES = ("complete", "empty", "refused", "truncated", "unsupported")
 
 

@@ -16,7 +16,7 @@ from crmo_fhir.fhir import references
 from crmo_fhir.fhir.client import Account, FhirClient, Match, RefusedError, ShortError
 from crmo_fhir.fhir.codings import CodeSet
 from crmo_fhir.fhir.references import Key
-from crmo_fhir.model.records import READ_TYPES, LedgerRow, Pull, Record
+from crmo_fhir.model.records import READ_TYPES, STRONGER_THAN_ORDERS, LedgerRow, Pull, Record
 from crmo_fhir.source import plan, selection
 from crmo_fhir.source.plan import Search
 from crmo_fhir.source.selection import HYDRATED, Person
@@ -72,8 +72,26 @@ def crawl(client: FhirClient, crmo: CodeSet, text: CodeSet, *, need_text: bool =
         if kind not in ("Patient", "Medication"):
             _of_patients(run, kind, ids, known)
     _hydrate(run, set(ids))
+    _count_evidence(run)
     _report(run, ids)
     return run.pull
+
+
+def _count_evidence(run: _Crawl) -> None:
+    """Where the candidates have orders only, ask whether the whole server holds stronger evidence of a drug taken."""
+    if not run.counts["MedicationRequest"] or any(run.counts[kind] for kind in STRONGER_THAN_ORDERS):
+        return
+    for kind in STRONGER_THAN_ORDERS:
+        if kind not in run.types:
+            continue
+        try:
+            counted = run.client.count(kind, [])
+        except RefusedError:
+            counted = None
+        if counted is None:
+            _warn(run, f"the server does not count its {kind}: orders make courses, as if it held none")
+        else:
+            run.counts[kind] = counted
 
 
 def _describe(run: _Crawl) -> None:
