@@ -455,7 +455,11 @@ def spoil(rng: random.Random, line: Timeline, diagnosis: date) -> None:
             pause = rng.choice([30, 88, 89, 90, 91])
             line.record(agent, "statement", last.end.low, last.end.low + days(pause)).taken = "on-hold"
             again = last.end.low + days(pause)
-            if again not in line.starts:
+            if any(
+                e.taken == "yes" and (e.end is None or e.end.high > last.end.low) and e.start.low < again for e in own
+            ):
+                child.exposures.pop()  # the documents do not say whether a pause cuts what another record says was taken
+            elif again not in line.starts:
                 line.starts.add(again)
                 line.record(
                     agent,
@@ -463,6 +467,7 @@ def spoil(rng: random.Random, line: Timeline, diagnosis: date) -> None:
                     again,
                     again + days(rng.choice([30, 100, 300])),
                     indications=set(last.indications),
+                    joint=last.joint,
                 )
     if rng.random() < 0.1 and not line.orders_only:  # an agent that was only ever ordered
         never = [a for c in ("TNF", "MTX", "NSAID") for a in BY_CLASS[c] if all(e.agent != a for e in base)]
@@ -697,10 +702,7 @@ def contradictory(child: Child) -> bool:
     for one in child.exposures:
         if one.taken == "yes":
             mixed.setdefault(one.agent, set()).add(frozenset(one.indications))
-    for agent, kinds in mixed.items():
-        if frozenset({"other"}) in kinds and len(kinds) > 1:
-            return True
-    return False
+    return any(frozenset({"other"}) in kinds and len(kinds) > 1 for kinds in mixed.values())
 
 
 def merged(spans: list[tuple[date, date]]) -> list[tuple[date, date]]:
@@ -722,7 +724,7 @@ def make(seed: int, allow: frozenset[str] = frozenset(), size: int | None = None
     ]
     since, until = rng.choice(windows)
     orders_only = rng.random() < 0.12
-    stranger = not orders_only
+    stranger = not orders_only or rng.random() < 0.3
     cohort = Cohort(seed, since, until, [], not stranger, orders_only, rng.choice([0.0, 0.0, 0.0, 1.0, 0.3]), stranger)
     cohort.children = [
         make_child(rng, f"c{n}", cohort, allow) for n in range(size or rng.choice([1, 2, 5, 10, 20, 30, 40, 60]))
@@ -755,7 +757,7 @@ class Encoder:
     def system(self, uri: str) -> str:
         rng = self.rng
         uri = rng.choice(ALIASES.get(uri, [uri])) if rng.random() < 0.3 else uri
-        if uri.startswith("http") and "|" not in uri and uri != OWN:
+        if uri.startswith("http") and "|" not in uri:
             kind = rng.random()
             if kind < 0.06:
                 uri = (
@@ -778,9 +780,10 @@ class Encoder:
     def concept(self, pair: tuple[str | None, str], *more: Json) -> Json:
         codings = [self.coding(*pair), *more]
         if self.rng.random() < 0.2:
-            codings.insert(
-                self.rng.randint(0, 1), {"system": "http://example.org/local", "code": "X1", "display": "lokal kode"}
-            )
+            local = {"system": "http://example.org/local", "code": "X1"}
+            if self.rng.random() < 0.5:
+                local["display"] = "lokal kode"
+            codings.insert(self.rng.randint(0, 1), local)
         made: Json = {"coding": codings}
         if self.rng.random() < 0.15:
             made["text"] = "se journal"
@@ -1295,9 +1298,9 @@ class Writer:
         uuids = {name: f"urn:uuid:{uuid.UUID(int=rng.getrandbits(128), version=4)}" for name in types}
 
         has_id = {name: mode in ("plain", "absolute") or (mode == "uuid" and rng.random() < 0.5) for name in types}
-        for name in types:
+        for name, kind in types.items():
             own_id = ids[name] if has_id[name] or mode == "url-no-id" else uuids[name].removeprefix("urn:uuid:")
-            self.keys[name] = f"{types[name]}/{own_id}"
+            self.keys[name] = f"{kind}/{own_id}"
 
         def relative(name: str) -> str:
             tail = f"/_history/{rng.randint(1, 9)}" if rng.random() < 0.1 else ""

@@ -107,15 +107,12 @@ class Reading:
     out_captures: bool = True  # unlinked assessments can fall to a course that is out of the figures
     minor_classes_capture: bool = True  # unlinked assessments can fall to a course of a class without figures
     nsaid_switch_ends: bool = True  # a second NSAID ends the window of the first ("next agent of the class")
-    any_tnf_start: bool = True  # "nothing observed after a TNF start": also one before the methotrexate began
-    mri_link_free: bool = True  # a linked MRI change needs no study inside the windows
     mri_min_exposure: bool = False  # the 84 days hold for MRI too
     mri_on_observation: bool = False  # the follow-up is the day of the judgement, not that of the study
-    effect_after_minimum: bool = False  # E24: the effect itself must be observed after the minimum exposure
     year_inclusive: bool = True  # an escalation on the very day 12 months later is within them
     year_both_sides: bool = False  # "within 12 months" also before the assessment, even of one that is over
     ended_last_course: bool = False  # the line ended at is that of the last course, not the highest
-    other_blocks_mtx: bool = False  # a TNF inhibitor for another disease also blocks methotrexate
+    early_link_counts: bool = True  # a linked effect may be older than its course
     return_splits: bool = False  # A, B, A within 90 days: the return to A is a course of its own
     open_skipped: bool = False  # a last assessment that says "not evaluable" leaves the one before it primary
     last_reason: bool = False  # only the record that ends a course tells why it ended
@@ -303,15 +300,23 @@ def clinical_window(course: Course, day: date, courses: list[Course], reading: R
     )
 
 
-def mri_window(child: Child, course: Course, seen: Assessment, courses: list[Course], reading: Reading) -> bool:
+def compared(child: Child, seen: Assessment) -> list[date]:
+    """The days of the MR studies an assessment compares."""
     by_name = {s.name: s for s in child.scans}
-    compared = sorted(by_name[n].day for n in seen.scans if by_name[n].counts)
+    return sorted(by_name[n].day for n in seen.scans if by_name[n].counts)
+
+
+def observed(child: Child, seen: Assessment, reading: Reading) -> date:
+    """The day of an effect: for MRI that of the last study compared."""
+    days = compared(child, seen)
+    return days[-1] if days and not reading.mri_on_observation else seen.day
+
+
+def mri_window(child: Child, course: Course, seen: Assessment, courses: list[Course], reading: Reading) -> bool:
+    days = compared(child, seen)
     stop = course.end or FAR
-    follow_up = compared[-1] if compared and not reading.mri_on_observation else seen.day
-    if len(compared) >= 2:
-        baselines = [compared[0]]
-    else:
-        baselines = [s.day for s in child.scans if s.counts]
+    follow_up = observed(child, seen, reading)
+    baselines = days[:1] if len(days) >= 2 else [s.day for s in child.scans if s.counts]
     good_baseline = any(-180 <= (b - course.start).days <= 14 for b in baselines)
     good_follow_up = (follow_up - course.start).days >= 84 and follow_up <= stop + timedelta(days=60)
     return good_baseline and good_follow_up and before(follow_up, escalation(course, courses, reading), reading)
@@ -321,41 +326,33 @@ def attribute(child: Child, courses: list[Course], reading: Reading) -> None:
     def blocked(course: Course, day: date) -> bool:
         if course.drug_class != "MTX":
             return False
-        starts = [c.start for c in courses if c.drug_class == "TNF" and (reading.other_blocks_mtx or not c.out)]
-        if not reading.any_tnf_start:
-            starts = [s for s in starts if s > course.start]
+        starts = [c.start for c in courses if c.drug_class == "TNF" and not c.out]  # before MTX too
         return any(day > s or (day == s and not reading.escalation_day_counts) for s in starts)
 
     known = {r.name for r in child.exposures}
     for seen in child.assessments:
         if not seen.counts:
             continue
+        day = observed(child, seen, reading)
         linked = [n for n in seen.part_of if n in known] or [n for n in seen.focus if n in known]
         found: Course | None = None
         if linked:
             of = [c for c in courses if any(r.name in linked for r in c.records)]
-            if of and seen.day <= (of[0].end or FAR - timedelta(days=200)) + timedelta(days=180):
-                found = of[0]
-            if (
-                found
-                and seen.kind == "mri"
-                and not reading.mri_link_free
-                and not mri_window(child, found, seen, courses, reading)
-            ):
-                found = None
+            if of and day <= (of[0].end or FAR - timedelta(days=200)) + timedelta(days=180):
+                found = of[0] if day >= of[0].start or reading.early_link_counts else None
         else:
             able = [c for c in courses if reading.minor_classes_capture or c.drug_class in ("NSAID", "MTX", "TNF")]
             able = [c for c in able if reading.out_captures or not c.out]
             if seen.kind == "clinical":
-                able = [c for c in able if clinical_window(c, seen.day, courses, reading)]
+                able = [c for c in able if clinical_window(c, day, courses, reading)]
             else:
                 able = [c for c in able if mri_window(child, c, seen, courses, reading)]
-            if reading.escalation_day_counts and any(c.start < seen.day for c in able):
-                able = [c for c in able if c.start < seen.day]
+            if reading.escalation_day_counts and any(c.start < day for c in able):
+                able = [c for c in able if c.start < day]
             if able:
                 found = able[-1] if reading.latest_course else able[0]
-        if found and not blocked(found, seen.day):
-            (found.clinical if seen.kind == "clinical" else found.mri).append((seen.day, seen.value))
+        if found and not blocked(found, day):
+            (found.clinical if seen.kind == "clinical" else found.mri).append((day, seen.value))
 
 
 def judged(course: Course, censored: date, reading: Reading) -> tuple[date, str] | None:
@@ -365,15 +362,12 @@ def judged(course: Course, censored: date, reading: Reading) -> tuple[date, str]
     told = primary(course.clinical, reading)
     if told is None:
         return None
-    day, _ = told
     last = max(course.records, key=lambda r: (r.end.high if r.end else FAR, r.start.high))
     reasons = set().union(*(r.reasons for r in ([last] if reading.last_reason else course.records)))
     if course.end and any(e <= course.end + timedelta(days=180) for r in course.records for e in r.adverse):
         reasons.add("adverse_event")
     minimum = 28 if course.drug_class == "NSAID" else 84
     exposure = (course.last(censored) - course.start).days
-    if reading.effect_after_minimum:
-        exposure = min(exposure, (day - course.start).days)
     if exposure < minimum and not (course.end and reasons & {"inefficacy", "adverse_event"}):
         return None
     return told
@@ -534,7 +528,7 @@ def undecided(
         if name not in allow and count_child(child, since, until, orders_count, reading) != literal:
             return name
     for reading in MIXED:
-        kept = replace(reading, **{name: getattr(LITERAL, name) for name in allow})
+        kept = replace(reading, **{name: getattr(LITERAL, name) for name in allow if "=" not in name})
         if count_child(child, since, until, orders_count, kept) != literal:
             return "several"
     return None

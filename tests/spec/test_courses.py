@@ -383,3 +383,21 @@ def test_a_glucocorticoid_into_a_joint_is_no_systemic_treatment():
     cohort = tell(exposure="agent|start|end|intra_articular\nprednisolone|2005-01-01|2005-06-01|yes")
     assert cohort.tables["courses"].empty
     assert "glucocorticoid given into a joint, not systemic" in cohort.tables["attrition"]["reason"].tolist()
+
+
+def test_e19_a_drug_for_another_disease_neither_cuts_nor_splits_a_course():
+    cohort = tell(
+        exposure="""
+        agent              | drug_class | start      | end        | indications
+        adalimumab         | TNF        | 2005-04-01 | 2005-07-01 | crmo
+        adalimumab         | TNF        | 2005-08-01 | 2006-01-01 | crmo
+        certolizumab pegol | TNF        | 2005-07-10 | 2005-10-01 | other
+        infliximab         | TNF        | 2005-12-20 | 2006-06-01 | other
+        """
+    )
+    (course,) = [c for c in cohort.tables["courses"].to_dict("records") if c["left_out"] is None]
+    assert (course["start"].isoformat(), course["end"].isoformat(), course["line_no"]) == (
+        "2005-04-01",
+        "2006-01-01",
+        1,
+    )

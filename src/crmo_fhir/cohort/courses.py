@@ -201,12 +201,14 @@ def _merge(person: str, exposures: list[Exposure], parameters: Parameters, *, or
             (start, end)
             for other, theirs in used.items()
             if other != agent and theirs[0][2].drug_class == spans[0][2].drug_class
-            for start, end, _ in theirs
+            for start, end, exposure in theirs
+            if exposure.indications != ("other",)
         ]
         merged = _join(person, spans, others, parameters)
         for course in merged:
             taken = {e.source for e in course.members}
             course.context = [e for e in by_agent[agent] if e.source not in taken and _concerns(e, course, merged)]
+            course.indication = _indication(course)
         courses.extend(merged)
     return courses
 
@@ -260,7 +262,10 @@ def _concerns(exposure: Exposure, course: Course, siblings: list[Course]) -> boo
 
 def _resolve_switch_overlap(courses: list[Course], parameters: Parameters) -> None:
     """Two TNF-α agents at once: a short overlap is a switch, a long one stays and is flagged (edge case E02)."""
-    tnf = sorted((c for c in courses if c.drug_class == "TNF"), key=lambda c: (c.start, c.last, c.agent))
+    tnf = sorted(
+        (c for c in courses if c.drug_class == "TNF" and c.indication != "other"),
+        key=lambda c: (c.start, c.last, c.agent),
+    )
     for index, earlier in enumerate(tnf):
         for later in tnf[index + 1 :]:
             if later.agent == earlier.agent or later.start >= earlier.last:
@@ -273,10 +278,13 @@ def _resolve_switch_overlap(courses: list[Course], parameters: Parameters) -> No
                 later.flags.add("overlaps another TNF inhibitor")
 
 
+def _indication(course: Course) -> str:
+    """What a course was given for, from all its records: crmo, other, both, or missing (edge case E19)."""
+    told = {i for e in course.members + course.context for i in e.indications}
+    return "both" if {"crmo", "other"} <= told else told.pop() if told else "missing"
+
+
 def _describe(course: Course, child: Child, events: list[Row], censored: date, parameters: Parameters) -> None:
-    records = course.members + course.context
-    told = {i for e in records for i in e.indications}
-    course.indication = "both" if {"crmo", "other"} <= told else told.pop() if told else "missing"
     course.exposure_days = max(((course.end or max(censored, course.start)) - course.start).days, 0)
     course.stop_reason = _stop_reason(course, events, parameters)
     if course.end is not None and course.end > censored and course.stop_reason == "unknown":

@@ -178,6 +178,15 @@ def paired(row: Row, *names: str) -> list[Coding]:
     ]
 
 
+def displayed(row: Row, *names: str) -> list[Coding]:
+    """Codings with their display, out of the aligned collections `<name>_shown_system`, `_code` and `_display`."""
+    return [
+        Coding(*parts)
+        for name in names
+        for parts in zip(*(row[f"{name}_shown_{part}"] or () for part in ("system", "code", "display")), strict=True)
+    ]
+
+
 def coding_of(row: Row) -> Coding:
     """The coding in one row of a view of codings."""
     return Coding(row["system"], row["code"], row["display"])
@@ -504,12 +513,9 @@ def _stop_reasons(reader: _Reader, resource_type: str, row: Row) -> list[str]:
     if "status_reason_code" not in row or (row["status"] or "") == "on-hold":
         return []
     reasons = reader.artifacts.concept_map("stop-reason")
-    codings = paired(row, "status_reason")
-    displays = row["status_reason_display"] or []
-    if len(displays) == len(codings):  # aligned only where every coding has one
-        codings = [Coding(c.system, c.code, display) for c, display in zip(codings, displays, strict=True)]
-    if "adherence_reason_code" in row:
-        codings += paired(row, "adherence_reason")
+    names = ["status_reason", "adherence_reason"] if "adherence_reason_code" in row else ["status_reason"]
+    codings = displayed(row, *names)
+    codings += [c for c in paired(row, *names) if all((c.system, c.code) != (d.system, d.code) for d in codings)]
     found = {reason for coding in codings if (reason := reasons.translate(coding))}
     texts = [text for text in row["status_reason_text"] or () if text]
     found |= {reason for text in texts if (reason := reasons.translate_text(text))}

@@ -129,18 +129,17 @@ def _child(patient: Row, own: list[Row], everything: list[Row], drug_class: str,
 
 
 def _escalated(course: Row, everything: list[Row], parameters: Parameters) -> bool:
-    """Whether a stronger treatment was given within 12 months of the judgement (edge case E20).
+    """Whether a stronger treatment ran at the judgement of an NSAID or began within 12 months of it (edge case E20).
 
     That is methotrexate, a TNF-α inhibitor, a bisphosphonate, or a systemic glucocorticoid for more than 28 days.
     """
     judged = course["effect_low"]
     if judged is None:
         return False
-    low = add_months(judged, -parameters.nsaid_escalation_months)
     high = add_months(judged, parameters.nsaid_escalation_months)
     return any(
         other["start"] <= high
-        and (other["end"] is None or other["end"] >= low)
+        and (other["end"] is None or other["end"] >= judged)
         and other["left_out"] != "other disease"
         and (
             other["drug_class"] in NSAID_ESCALATIONS
