@@ -70,8 +70,7 @@ def extract(
     request = {"source": name, "mappings": artifacts.digest, **_plain(parameters)}
     if not is_server and not Path(source).exists():
         raise UsageError(f"{source}: no such file or folder; name a FHIR base URL, a folder or a file")
-    landing_exists = study.exists()
-    if landing_exists:
+    if study.exists():
         landing.refuse_foreign(study, request)
     pull = _pull(source, artifacts, server or Server() if is_server else None, need_text=parameters.text_diagnosis)
     pull.source = name
@@ -137,10 +136,7 @@ def _build(study: Path, artifacts: "Artifacts", tell: Tell) -> None:
         parameters,
         date.fromisoformat(raw.manifest["extracted"]),
     )
-    names = ("patients", "foci", "courses", "assessments", "labs", "imaging")
-    files = {
-        f"{name}.parquet": table.to_parquet(cohort.tables[name]) for name, table in zip(names, COHORT, strict=True)
-    }
+    files = {f"{name}.parquet": table.to_parquet(cohort.tables[name]) for name, table in COHORT.items()}
     files["attrition.csv"] = _csv(cohort.tables["attrition"])
     files["unmapped.csv"] = _csv(facts["unmapped"][["system", "code", "display", "resource_type", "count"]])
     record = {
@@ -181,11 +177,7 @@ def measure(
         artifacts = Artifacts.load(mappings)
         parameters = _parameters(raw.manifest["request"])
         folder = study / "cohort"
-        names = ("patients", "foci", "courses", "assessments", "labs", "imaging")
-        tables = {
-            name: table.from_parquet((folder / f"{name}.parquet").read_bytes())
-            for name, table in zip(names, COHORT, strict=True)
-        }
+        tables = {name: table.from_parquet((folder / f"{name}.parquet").read_bytes()) for name, table in COHORT.items()}
         results = compute_results(tables, parameters)
         known = _study(raw.manifest, built, tables["patients"], parameters, folder, reporter)
         printed = _read_csv(published.read_text(encoding="utf-8")) if published else None

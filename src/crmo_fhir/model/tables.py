@@ -389,4 +389,12 @@ ATTRITION = Table(
         Column("dropped", "count", "dropped by this row", required=True),
     ),
 )
-COHORT = (PATIENTS, FOCI, COURSES, ASSESSMENTS, LAB, IMAGING)
+COHORT = {
+    "patients": PATIENTS,
+    "foci": FOCI,
+    "courses": COURSES,
+    "assessments": ASSESSMENTS,
+    "labs": LAB,
+    "imaging": IMAGING,
+}
+"""The Parquet files of `STUDY/cohort`, by name."""
