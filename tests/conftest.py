@@ -5,11 +5,21 @@ import sys
 from pathlib import Path
 
 import pytest
+from promises.table import Table
 from servers import hapi as hapi_server
 from servers.records import resources
 from support import DEMONSTRATION, Ran, required
 
 from crmo_fhir import cli, pipeline
+
+
+def pytest_addoption(parser):
+    parser.addoption("--promises", type=Path, help="Write the table promise → tests → status of this run.")
+
+
+def pytest_configure(config):
+    if path := config.getoption("--promises"):
+        config.pluginmanager.register(Table(path))
 
 
 @pytest.fixture

@@ -1,21 +1,31 @@
 """The command line: one command per arrow of the design; the only module that prints or exits."""
 
+import errno
 import gc
 import os
+import signal
 import sys
+import threading
+import time
 import tomllib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
-from typing import Any, NoReturn
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import click
 
 from crmo_fhir import __version__, pipeline
-from crmo_fhir.errors import CrmoFhirError, UsageError
+from crmo_fhir.errors import CrmoFhirError, IncompleteError, IntegrityError, UsageError
 from crmo_fhir.fhir.dates import parse_date
 from crmo_fhir.model.parameters import Parameters
+
+if TYPE_CHECKING:
+    from crmo_fhir.source.probe import Finding
 
 GROUPS = (
     ("nsaid-clinical", "NSAID, sufficient clinical effect"),
@@ -26,23 +36,61 @@ GROUPS = (
 )
 
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
+
+
 def main() -> NoReturn:
     """Run the program; every error of the tree ends as one line on stderr and its exit code."""
     gc.set_threshold(100_000)  # a short-lived program: query building makes many objects, few of them in cycles
-    try:
-        cli.main(prog_name="crmo-fhir", standalone_mode=False)
-    except click.ClickException as error:
-        _fail(error.format_message(), UsageError.exit_code)
-    except click.Abort:
-        _fail("interrupted; run the same command again", 130)
-    except CrmoFhirError as error:
-        _fail(str(error), error.exit_code)
-    except OSError as error:
-        _fail(
-            f"{error.filename or 'file'}: {error.strerror or 'cannot be read or written'}; check the path",
-            UsageError.exit_code,
-        )
+    with _signals() as received:
+        try:
+            cli.main(prog_name="crmo-fhir", standalone_mode=False)
+        except click.ClickException as error:
+            _fail(error.format_message(), UsageError.exit_code)
+        except click.Abort:
+            _stop(received)
+        except CrmoFhirError as error:
+            _fail(str(error), error.exit_code)
+        except OSError as error:
+            kind = IntegrityError if error.errno in _DISK else UsageError
+            what = "free space or mend the disk" if kind is IntegrityError else "check the path"
+            _fail(
+                f"{error.filename or 'file'}: {error.strerror or 'cannot be read or written'}; {what}", kind.exit_code
+            )
     sys.exit(0)
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Turn SIGINT and SIGTERM into one KeyboardInterrupt, so that what is half-written is cleared away on both."""
+    received: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        del frame
+        received.append(number)
+        if len(received) == 1:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop(received: list[int]) -> NoReturn:
+    """End at once: workers may be waiting for a server, and what they still do is of no use."""
+    click.echo("crmo-fhir: interrupted; run the same command again, it goes on where it was", err=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    code = 128 + (received[0] if received else signal.SIGINT)
+    if threading.active_count() > 1:
+        os._exit(code)
+    sys.exit(code)
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -55,8 +103,92 @@ def _one_line(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
 
 
-def _tell(message: str) -> None:
-    click.echo(f"crmo-fhir: warning: {_one_line(message)}", err=True)
+class _Screen:
+    """What a run says while it works: warnings on stderr; notes, and on a terminal a bar per type, on stdout; -q: nothing.
+
+    Without a terminal the progress is a plain line now and then. Nothing of a patient is in any of it.
+    """
+
+    SECONDS_BETWEEN_LINES = 10.0
+
+    def __init__(self, *, quiet: bool) -> None:
+        """Begin; `quiet` silences everything."""
+        self._quiet = quiet
+        self._terminal = sys.stdout.isatty() and not quiet
+        self._bars: Any = None
+        self._tasks: dict[str, Any] = {}
+        self._begun: dict[str, float] = {}
+        self._said = time.monotonic()
+
+    def warn(self, message: str) -> None:
+        """A warning: one line on stderr."""
+        if not self._quiet:
+            click.echo(f"crmo-fhir: warning: {_one_line(message)}", err=True)
+
+    def note(self, message: str) -> None:
+        """What a user may like to know: one line on stdout."""
+        if self._quiet:
+            return
+        if self._bars is not None:
+            self._bars.console.print(_one_line(message), markup=False, highlight=False)
+        else:
+            click.echo(_one_line(message))
+
+    def log(self, message: str) -> None:
+        """A line of -v on stderr."""
+        click.echo(f"crmo-fhir: {_one_line(message)}", err=True)
+
+    def progress(self, kind: str, done: int, total: int | None) -> None:
+        """So many records of a type have come, of so many where that is known."""
+        if self._quiet:
+            return
+        now = time.monotonic()
+        begun = self._begun.setdefault(kind, now)
+        if self._terminal:
+            self._show(kind, done, total)
+        elif now - self._said >= self.SECONDS_BETWEEN_LINES:
+            self._said = now
+            of = f" of {total}" if total is not None else ""
+            click.echo(f"{kind}: {done}{of} records, {done / max(now - begun, 0.1):.0f}/s")
+
+    def _show(self, kind: str, done: int, total: int | None) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        if self._bars is None:
+            rate = TextColumn("{task.fields[rate]}/s")
+            columns = (
+                TextColumn("{task.description:<25}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                rate,
+                TimeElapsedColumn(),
+            )
+            self._bars = Progress(*columns)
+            self._bars.start()
+        if kind not in self._tasks:
+            self._tasks[kind] = self._bars.add_task(kind, total=total, rate=0)
+        rate_now = done / max(time.monotonic() - self._begun[kind], 0.1)
+        self._bars.update(self._tasks[kind], completed=done, total=total, rate=f"{rate_now:.0f}")
+
+    def end(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+
+    @property
+    def voice(self) -> pipeline.Voice:
+        """Itself, as the pipeline speaks through it."""
+        return pipeline.Voice(warn=self.warn, note=self.note, progress=self.progress)
+
+
+@contextmanager
+def _screen(*, quiet: bool) -> Iterator[_Screen]:
+    screen = _Screen(quiet=quiet)
+    try:
+        yield screen
+    finally:
+        screen.end()
 
 
 def _config() -> dict[str, Any]:
@@ -112,12 +244,42 @@ def _parameters(options: dict[str, Any]) -> Parameters:
     return parameters
 
 
-def _server(options: dict[str, Any]) -> pipeline.Server:
+def _server(options: dict[str, Any], *, log: Callable[[str], None]) -> pipeline.Server:
+    """How to reach the server: options, else environment (click reads it), else crmo-fhir.toml; secrets from the environment."""
+    config = _config()
+    sign_in = config.get("sign_in", {})
+    names = ("client_id", "key_file", "key_id", "token_url", "scope")
+    if not isinstance(sign_in, dict) or set(sign_in) - set(names):
+        raise UsageError(f"crmo-fhir.toml: [sign_in] takes {', '.join(names)} and nothing else")
+    given = {name: os.environ.get(f"CRMO_FHIR_{name.upper()}") or sign_in.get(name) or "" for name in names}
+    given |= {name: str(options[name]) for name in ("client_id", "key_file") if options[name]}
+    if bool(given["client_id"]) != bool(given["key_file"]):
+        raise UsageError(
+            "a sign-in needs both --client-id and --key-file (or CRMO_FHIR_CLIENT_ID and CRMO_FHIR_KEY_FILE)"
+        )
     return pipeline.Server(
-        token=os.environ.get("CRMO_FHIR_TOKEN") or None,
+        token=os.environ.get("CRMO_FHIR_TOKEN") or "",
+        basic=os.environ.get("CRMO_FHIR_BASIC") or "",
+        client_id=given["client_id"],
+        key_file=Path(given["key_file"]) if given["key_file"] else None,
+        key_id=given["key_id"],
+        key_password=os.environ.get("CRMO_FHIR_KEY_PASSWORD") or "",
+        token_url=given["token_url"],
+        scope=given["scope"],
         retry_budget=options["retry_budget"],
         ca_file=options["ca_file"],
+        workers=options["workers"],
+        allow=(*options["allow_origin"], *_listed(config, "allow")),
+        absent=_listed(config, "absent"),
+        log=log if options["verbose"] else lambda _: None,
     )
+
+
+def _listed(config: dict[str, Any], name: str) -> tuple[str, ...]:
+    found = config.get(name, [])
+    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+        raise UsageError(f"crmo-fhir.toml: {name} is a list of texts; correct it")
+    return tuple(found)
 
 
 def _source(source: str | None) -> str:
@@ -142,10 +304,34 @@ def _extract_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--interval", type=click.Choice(["wilson", "clopper-pearson"]), help="Confidence interval (default wilson)."
         ),
+        _mappings,
         click.option(
-            "--mappings",
-            type=click.Path(path_type=Path, file_okay=False, exists=True),
-            help="A site's own codes, laid over ours.",
+            "--updated-since",
+            metavar="last|INSTANT",
+            help="Fetch only what changed since the study's last pull, or since a FHIR instant before it.",
+        ),
+        _accept_partial,
+    )
+    for option in reversed(options):
+        command = option(command)
+    return _server_options(command)
+
+
+def _server_options(command: Callable[..., None]) -> Callable[..., None]:
+    options = (
+        click.option(
+            "--mode",
+            type=click.Choice(["auto", "search", "bulk"]),
+            default="auto",
+            show_default=True,
+            help="Fetch by search or by a bulk export.",
+        ),
+        click.option("--group", metavar="ID", default="", help="Export this Group of the server (implies bulk)."),
+        click.option("--client-id", metavar="ID", help="Sign in as this SMART backend service (CRMO_FHIR_CLIENT_ID)."),
+        click.option(
+            "--key-file",
+            type=click.Path(path_type=Path, dir_okay=False),
+            help="Its private key, PEM or JWK, mode 600 (CRMO_FHIR_KEY_FILE).",
         ),
         click.option(
             "--retry-budget",
@@ -156,10 +342,21 @@ def _extract_options(command: Callable[..., None]) -> Callable[..., None]:
             help="Seconds of waiting on a failing server, in all.",
         ),
         click.option(
+            "--workers",
+            type=click.IntRange(1, 16),
+            default=4,
+            show_default=True,
+            help="Most requests open at a time.",
+        ),
+        click.option(
             "--ca-file",
             type=click.Path(path_type=Path, dir_okay=False, exists=True),
             help="Certificates of the hospital's own authority.",
         ),
+        click.option(
+            "--allow-origin", metavar="URL", multiple=True, help="Another origin that the server's links may lead to."
+        ),
+        click.option("-v", "--verbose", count=True, help="Log each request: kind, status and time."),
     )
     for option in reversed(options):
         command = option(command)
@@ -176,6 +373,14 @@ _study_option = click.option(
     help="Folder of the study.",
 )
 _quiet = click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+_mappings = click.option(
+    "--mappings",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="A site's own codes, laid over ours.",
+)
+_accept_partial = click.option(
+    "--accept-partial", is_flag=True, help="Take a pull that is not whole; the figures will say so."
+)
 _published = click.option(
     "--published",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
@@ -208,8 +413,53 @@ def cli() -> None:
 @_quiet
 def demo(study: Path, quiet: bool) -> None:
     """The whole way on the bundled cohort, without a network."""
-    measured = pipeline.demo(study, tell=_teller(quiet))
+    with _screen(quiet=quiet) as screen:
+        measured = pipeline.demo(study, voice=screen.voice)
     _show(measured, study, quiet=quiet)
+
+
+@cli.command()
+@click.argument("server", required=False)
+@click.option("--server", "named", metavar="URL", help="The FHIR base URL, as SERVER.")
+@_mappings
+@_server_options
+@_quiet
+def probe(server: str | None, named: str | None, quiet: bool, **options: Any) -> None:
+    """What a FHIR server offers, what a pull would cost and what would be impossible; reads no patient.
+
+    Exit code 0 only if the pull can succeed.
+    """
+    with _screen(quiet=quiet) as screen:
+        found = pipeline.probe(
+            _source(named or server),
+            mappings=options["mappings"],
+            server=_server(options, log=screen.log),
+            how=_how(options),
+            voice=screen.voice,
+        )
+    if not quiet:
+        _show_finding(found)
+    if found.impossible:
+        raise IncompleteError(f"a whole pull is not possible: {found.impossible[0]}")
+
+
+def _show_finding(found: "Finding") -> None:
+    click.echo(f"{_one_line(found.software)}, FHIR {found.fhir_version}")
+    if found.scopes:
+        click.echo(f"signed in with the scopes {' '.join(found.scopes)}")
+    click.echo(f"way: {found.way.mode}{f' ({found.way.level})' if found.way.level else ''}: {found.way.reason}")
+    if found.candidates is not None:
+        click.echo(f"conditions with a code of the disease: {found.candidates}")
+    cost = f", {found.records} records to export" if found.records is not None else ""
+    click.echo(f"cost: about {found.requests} requests{cost}" if found.requests else "cost: not known")
+    click.echo("records on the server:")
+    for kind, total in found.counts.items():
+        click.echo(f"  {kind:<25}{'not counted' if total is None else total:>12}")
+    for heading, lines in (("impossible:", found.impossible), ("not certain:", found.limits)):
+        if lines:
+            click.echo(heading)
+        for line in lines:
+            click.echo(f"  {_one_line(line)}")
 
 
 @cli.command()
@@ -221,43 +471,68 @@ def extract(source: str | None, study: Path, quiet: bool, **options: Any) -> Non
     """Pull every child with CRMO from SOURCE and build the cohort.
 
     SOURCE is a FHIR base URL, a folder (NDJSON, Bundles, single resources, in any mix) or one file; without it the
-    server of CRMO_FHIR_SERVER or crmo-fhir.toml.
+    server of CRMO_FHIR_SERVER or crmo-fhir.toml. A run that was cut off goes on where it was when it is started again.
     """
+    _extract(source, study, options, quiet=quiet)
+    if not quiet:
+        click.echo(f"cohort built in {study}; next: crmo-fhir measure {study}{_partial_flag(options)}")
+
+
+def _extract(source: str | None, study: Path, options: dict[str, Any], *, quiet: bool) -> None:
     parameters = _parameters(options)
-    pipeline.extract(
-        _source(source), study, parameters, mappings=options["mappings"], server=_server(options), tell=_teller(quiet)
+    with _screen(quiet=quiet) as screen:
+        pipeline.extract(
+            _source(source),
+            study,
+            parameters,
+            mappings=options["mappings"],
+            server=_server(options, log=screen.log),
+            how=_how(options),
+            voice=screen.voice,
+        )
+
+
+def _how(options: dict[str, Any]) -> pipeline.How:
+    return pipeline.How(
+        mode=options["mode"],
+        group=options["group"],
+        updated_since=options.get("updated_since") or "",
+        accept_partial=options.get("accept_partial", False),
     )
-    if not quiet:
-        click.echo(f"cohort built in {study}; next: crmo-fhir measure {study}")
+
+
+def _partial_flag(options: dict[str, Any]) -> str:
+    return " --accept-partial" if options["accept_partial"] else ""
 
 
 @cli.command()
 @click.argument("study", type=click.Path(path_type=Path))
-@click.option(
-    "--mappings",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
-    help="The mappings it was extracted with.",
-)
+@_mappings
+@_accept_partial
 @_quiet
-def build(study: Path, mappings: Path | None, quiet: bool) -> None:
+def build(study: Path, mappings: Path | None, accept_partial: bool, quiet: bool) -> None:
     """Build the cohort of STUDY again from its landed records."""
-    pipeline.build(study, mappings=mappings, tell=_teller(quiet))
+    with _screen(quiet=quiet) as screen:
+        pipeline.build(study, mappings=mappings, accept_partial=accept_partial, voice=screen.voice)
     if not quiet:
         click.echo(f"cohort built in {study}; next: crmo-fhir measure {study}")
 
 
 @cli.command()
 @click.argument("study", type=click.Path(path_type=Path))
-@click.option(
-    "--mappings",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
-    help="A site's own codes, laid over ours.",
-)
+@_mappings
+@_accept_partial
 @_published
 @_quiet
-def measure(study: Path, mappings: Path | None, published: Path | None, quiet: bool) -> None:
+def measure(study: Path, mappings: Path | None, accept_partial: bool, published: Path | None, quiet: bool) -> None:
     """Compute the figures of STUDY: results.csv, table1.csv, measure-report.json and report.html."""
-    measured = pipeline.measure(study, mappings=mappings, published=published, reporter=_config().get("reporter"))
+    measured = pipeline.measure(
+        study,
+        mappings=mappings,
+        accept_partial=accept_partial,
+        published=published,
+        reporter=_config().get("reporter"),
+    )
     _show(measured, study, quiet=quiet)
 
 
@@ -269,18 +544,33 @@ def measure(study: Path, mappings: Path | None, published: Path | None, quiet: b
 @_quiet
 def run(source: str | None, study: Path, published: Path | None, quiet: bool, **options: Any) -> None:
     """Extract and measure in one go."""
-    parameters = _parameters(options)
-    pipeline.extract(
-        _source(source), study, parameters, mappings=options["mappings"], server=_server(options), tell=_teller(quiet)
-    )
+    _extract(source, study, options, quiet=quiet)
     measured = pipeline.measure(
-        study, mappings=options["mappings"], published=published, reporter=_config().get("reporter")
+        study,
+        mappings=options["mappings"],
+        accept_partial=options["accept_partial"],
+        published=published,
+        reporter=_config().get("reporter"),
     )
     _show(measured, study, quiet=quiet)
 
 
-def _teller(quiet: bool) -> Callable[[str], None]:
-    return (lambda _: None) if quiet else _tell
+@cli.command()
+@click.argument("earlier", type=click.Path(path_type=Path))
+@click.argument("later", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the records, one a row, as CSV.")
+def diff(earlier: Path, later: Path, out: Path | None) -> None:
+    """What is new, changed, vanished or merged between the pulls of two studies."""
+    changes = pipeline.diff(earlier, later, out)
+    counted = Counter((change.type, str(change.state)) for change in changes)
+    states = ("new", "changed", "vanished", "merged")
+    click.echo(f"{'':<26}" + "".join(f"{state:>10}" for state in states))
+    for kind in sorted({change.type for change in changes}):
+        click.echo(f"{kind:<26}" + "".join(f"{counted[kind, state]:>10}" for state in states))
+    if not changes:
+        click.echo("the two pulls hold the same records")
+    elif out is not None:
+        click.echo(f"the {len(changes)} records are listed in {out}")
 
 
 def _show(measured: pipeline.Measured, study: Path, *, quiet: bool) -> None:

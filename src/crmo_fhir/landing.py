@@ -1,7 +1,9 @@
 """The study folder: records landed as they came, with a manifest written last; everything atomic and hash-checked.
 
 `STUDY/raw` is complete only where its manifest says so; whatever is read from it is compared with the manifest's
-SHA-256 first. A folder that is not ours, or was made with other arguments, is refused and left as it is.
+SHA-256 first. A folder that is not ours, or was made with other arguments, is refused and left as it is. What a pull has
+fetched so far stands in `STUDY/.journal` (answers of searches) and `STUDY/.export` (files of a bulk export) until it has
+landed, so that a run that was cut off goes on where it was.
 """
 
 import csv
@@ -11,18 +13,27 @@ import io
 import json
 import os
 import shutil
+import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from crmo_fhir.errors import IncompleteError, IntegrityError, LockError, UsageError
+import msgspec
+
+from crmo_fhir.errors import IncompleteError, IntegrityError, LockError, SignInError, UsageError
 from crmo_fhir.fhir.references import Key
-from crmo_fhir.model.records import Broken, Pull, RawFile, Record
+from crmo_fhir.model.records import WHOLE, Broken, Pull, RawFile, Record, State
 
-FORMAT = 1
+if TYPE_CHECKING:
+    from crmo_fhir.fhir.client import Answer
+
+FORMAT = 2
+JOURNAL_HOURS = 24
+"""What a run that was cut off has fetched is used again for so long."""
+_STATE = (".lock", ".journal", ".export", ".raw-new", ".cohort-new")
 OUTPUTS = ("results.csv", "table1.csv", "measure.json", "library.json", "measure-report.json", "report.html")
 
 
@@ -38,9 +49,14 @@ class Raw:
 
 @contextmanager
 def hold(study: Path, *, create: bool = False) -> Iterator[None]:
-    """Hold the study against other runs (an flock, gone with the process). Raises LockError at once if it is held."""
+    """Hold the study against other runs (an flock, gone with the process). Raises LockError at once if it is held.
+
+    A study that this call made and into which nothing came is gone again afterwards.
+    """
+    made = False
     if create:
         try:
+            made = not study.exists()
             study.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(
@@ -55,34 +71,118 @@ def hold(study: Path, *, create: bool = False) -> Iterator[None]:
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise LockError(
-                f"{study}: another run is at work in this folder; wait for it or choose another with -o"
-            ) from error
+            own = os.fstat(handle).st_ino == (study / ".lock").stat().st_ino
+        except OSError:
+            own = False
+        if not own:
+            raise LockError(f"{study}: another run is at work in this folder; wait for it or choose another with -o")
         yield
+        made = False
     finally:
+        if made and [entry.name for entry in study.iterdir()] == [".lock"]:
+            (study / ".lock").unlink()
+            study.rmdir()
         os.close(handle)
 
 
 def refuse_foreign(study: Path, request: Mapping[str, Any]) -> None:
-    """Raise UsageError unless `study` is new, empty, or was made by this very request."""
+    """Raise UsageError unless `study` is new, empty, or was made by this very request (or was begun by it)."""
     _recover(study)
-    manifest = study / "raw" / "manifest.json"
-    if manifest.is_file():
-        made = _read_manifest(manifest).get("request", {})
-        differ = sorted(k for k in {*made, *request} if made.get(k) != request.get(k))
-        if differ:
-            raise UsageError(f"{study}: made with other arguments ({', '.join(differ)}); choose another folder with -o")
-    elif study.is_dir() and any(entry.name != ".lock" for entry in study.iterdir()):
+    for manifest in (study / "raw" / "manifest.json", study / ".journal" / "request.json"):
+        if manifest.is_file():
+            made = _read_manifest(manifest).get("request", {})
+            differ = sorted(k for k in {*made, *request} if made.get(k) != request.get(k))
+            if differ:
+                raise UsageError(
+                    f"{study}: made with other arguments ({', '.join(differ)}); choose another folder with -o"
+                )
+            return
+    if study.is_dir() and any(entry.name not in _STATE for entry in study.iterdir()):
         raise UsageError(f"{study}: holds files that are no study of ours; choose an empty folder with -o")
 
 
-def land(study: Path, pull: Pull, request: Mapping[str, Any], day: str, misfit: Callable[[Record], str | None]) -> None:
+class Journal:
+    """The answers of the searches of a pull so far, one file each (a `PageStore` of the client); safe from many threads.
+
+    Whoever is killed between two answers loses none of them. Each file says its own SHA-256, so one that a failing machine
+    left half-written is not taken. The names are hashes of the requests.
+    """
+
+    def __init__(self, study: Path, request: Mapping[str, Any]) -> None:
+        """Go on with the journal of this request, or begin one; what is older than `JOURNAL_HOURS` is dropped."""
+        self.folder = study / ".journal"
+        head = self.folder / "request.json"
+        if head.is_file() and time.time() - head.stat().st_mtime > JOURNAL_HOURS * 3600:
+            self.clear()
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        for left in self.folder.glob("*.new"):
+            left.unlink()
+        if not head.is_file():
+            text = json.dumps({"format": FORMAT, "request": dict(request)}, indent=1, sort_keys=True)
+            _write(self.folder / "request.json.new", text)
+            (self.folder / "request.json.new").replace(head)
+
+    def __len__(self) -> int:
+        """How many answers there are."""
+        return sum(1 for _ in self.folder.glob("*.answer"))
+
+    def recall(self, key: str) -> "Answer | None":
+        """The answer kept under a key, or None."""
+        from crmo_fhir.fhir.client import Answer
+
+        try:
+            head, _, body = (self.folder / f"{key}.answer").read_bytes().partition(b"\n")
+            said = json.loads(head)
+            if said["sha256"] != hashlib.sha256(body).hexdigest():
+                return None
+            return Answer(said["status"], said["headers"], body, said["url"], said["framed"], recalled=True)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def keep(self, key: str, answer: "Answer") -> None:
+        """Keep an answer; IntegrityError where the disk does not take it."""
+        said = {
+            "status": answer.status,
+            "headers": {name: answer.headers[name] for name in ("date", "content-type") if name in answer.headers},
+            "url": answer.url,
+            "framed": answer.framed,
+            "sha256": hashlib.sha256(answer.body).hexdigest(),
+        }
+        staged = self.folder / f"{key}.new"
+        # Not synced: a power cut may lose answers, which are then asked for again, and the hash finds a torn one.
+        _write_bytes(staged, json.dumps(said).encode() + b"\n" + answer.body, sync=False)
+        staged.replace(self.folder / f"{key}.answer")
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Drop answers that turned out not to be whole."""
+        for key in keys:
+            (self.folder / f"{key}.answer").unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Drop everything: the pull has landed."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def export_folder(study: Path) -> Path:
+    """Where the files of a bulk export stand until they have landed."""
+    return study / ".export"
+
+
+def land(
+    study: Path,
+    pull: Pull,
+    request: Mapping[str, Any],
+    day: str,
+    misfit: Callable[[Record], str | None],
+    *,
+    accept_partial: bool = False,
+) -> None:
     """Write `STUDY/raw` from a pull, the manifest last, in place of an earlier one of the same request.
 
     `misfit` says which element of a record has a shape no reader of its type expects (it goes to quarantine), `day` is
-    the day of the extraction. Raises IncompleteError where something that could matter is in quarantine: then the
-    manifest says `"complete": false`, and an earlier complete pull stays as it was.
+    the day of the extraction. A pull is partial where something that could matter is in quarantine, where a cell of the
+    ledger is neither complete nor empty, or where `Pull.failures` says so: then the manifest says `"complete": false` and
+    the error is raised, unless `accept_partial`; and an earlier complete pull stays as it was, unless `accept_partial`.
     """
     records, broken = [], list(pull.broken)
     for record in pull.records:
@@ -92,32 +192,29 @@ def land(study: Path, pull: Pull, request: Mapping[str, Any], day: str, misfit: 
         else:
             records.append(record)
     blocking = [b for b in broken if b.matters]
-    complete = not blocking
-    if not complete and _is_complete(study):
-        _refuse(blocking, study, kept=True)
+    missing = Counter((row.type, row.state) for row in pull.ledger if row.state not in WHOLE)
+    complete = not (blocking or pull.failures or missing)
+    if not complete and not accept_partial and is_complete(study):
+        _refuse(blocking, pull, missing, study, kept=True)
     staging = study / ".raw-new"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(mode=0o700)
     main = _main_base(records, pull.base)
+    others = sorted({str(r.base) for r in records if r.base != main})
     files: dict[str, dict[str, Any]] = {}
     for (resource_type, base), own in sorted(_split(records).items(), key=lambda item: (item[0][0], str(item[0][1]))):
-        others = sorted({str(r.base) for r in records if r.base != main})
         name = f"{resource_type}.ndjson" if base == main else f"{resource_type}@{others.index(str(base)) + 1}.ndjson"
-        lines = [r.text for r in sorted(own, key=lambda r: (r.id, r.text))]
-        files[name] = {**_write(staging / name, "".join(f"{line}\n" for line in lines)), "count": len(lines)}
+        own.sort(key=lambda r: (r.id, r.text))
+        files[name] = {**_write_lines(staging / name, (r.text for r in own)), "count": len(own)}
         files[name] |= {"type": resource_type, "base": base}
-    text = {
-        "quarantine.ndjson": "".join(
-            _quarantined(b) for b in sorted(broken, key=lambda b: (b.file, b.place, b.reason))
-        ),
-        "origins.ndjson": "".join(_origin(r) for r in sorted(records, key=lambda r: (r.type, r.id, str(r.base)))),
-        "ledger.csv": _csv(
-            ["patient", "type", "state", "count", "reason"],
-            sorted((row.patient, row.type, row.state, row.count, row.reason) for row in pull.ledger),
-        ),
-    }
-    for name, content in text.items():
-        files[name] = _write(staging / name, content)
+    broken.sort(key=lambda b: (b.file, b.place, b.reason))
+    files["quarantine.ndjson"] = _write_lines(staging / "quarantine.ndjson", map(_quarantined, broken))
+    records.sort(key=lambda r: (r.type, r.id, str(r.base)))
+    files["origins.ndjson"] = _write_lines(staging / "origins.ndjson", map(_origin, records))
+    ledger = sorted((row.patient, row.type, row.state, row.count, row.reason) for row in pull.ledger)
+    files["ledger.csv"] = _write(
+        staging / "ledger.csv", _csv(["patient", "type", "state", "count", "reason"], ledger)
+    )
     manifest = {
         "format": FORMAT,
         "complete": complete,
@@ -127,6 +224,8 @@ def land(study: Path, pull: Pull, request: Mapping[str, Any], day: str, misfit: 
             "name": pull.source,
             "base": main,
             "server": pull.server,
+            "serverTime": pull.server_time,
+            "way": pull.way,
             "fhirVersions": pull.fhir_versions,
             "records": dict(sorted(pull.type_counts.items())),
             "files": [
@@ -136,6 +235,8 @@ def land(study: Path, pull: Pull, request: Mapping[str, Any], day: str, misfit: 
             "searches": pull.searches,
         },
         "files": files,
+        "missing": [{"type": kind, "state": state, "patients": n} for (kind, state), n in sorted(missing.items())],
+        "failures": [str(failure) for failure in pull.failures],
         "quarantined": {"blocking": len(blocking), "harmless": len(broken) - len(blocking)},
         "warnings": pull.warnings,
     }
@@ -144,16 +245,30 @@ def land(study: Path, pull: Pull, request: Mapping[str, Any], day: str, misfit: 
         (study / name).unlink(missing_ok=True)
     shutil.rmtree(study / "cohort", ignore_errors=True)
     _swap(staging, study / "raw")
-    if not complete:
-        _refuse(blocking, study, kept=False)
+    if not complete and not accept_partial:
+        _refuse(blocking, pull, missing, study, kept=False)
 
 
-def _refuse(blocking: Sequence[Broken], study: Path, *, kept: bool) -> None:
-    first = min(blocking, key=lambda b: (b.file, b.place))
-    more = f" and {len(blocking) - 1} more" if len(blocking) > 1 else ""
+def _refuse(
+    blocking: Sequence[Broken], pull: Pull, missing: Mapping[tuple[str, State], int], study: Path, *, kept: bool
+) -> None:
+    """Raise what makes a pull partial: the first failure, a cell of the ledger, or what cannot be read."""
+    if pull.failures:
+        first, more = pull.failures[0], len(pull.failures) - 1
+        others = f" ({more} more: see {study / 'raw' / 'ledger.csv'})" if more and not kept else ""
+        raise (SignInError if isinstance(first, SignInError) else IncompleteError)(f"{first}{others}") from first
+    if missing:
+        (kind, state), patients = min(missing.items())
+        raise IncompleteError(
+            f"{kind}: {state} for {patients} patients; see {study / 'raw' / 'ledger.csv'}, or take the pull as it is with "
+            "--accept-partial"
+        )
+    broken = min(blocking, key=lambda b: (b.file, b.place))
+    others = f" and {len(blocking) - 1} more" if len(blocking) > 1 else ""
     where = "the earlier complete pull is kept" if kept else f"see {study / 'raw' / 'quarantine.ndjson'}"
     raise IncompleteError(
-        f"{first.file}:{first.place.removeprefix('line ')}: cannot be read ({first.reason}){more}; {where}; correct the source and extract again"
+        f"{broken.file}:{broken.place.removeprefix('line ')}: cannot be read ({broken.reason}){others}; {where}; correct the "
+        "source and extract again"
     )
 
 
@@ -180,7 +295,7 @@ def _quarantined(broken: Broken) -> str:
         "matters": broken.matters,
         "text": broken.text,
     }
-    return json.dumps(row, ensure_ascii=True) + "\n"
+    return json.dumps(row, ensure_ascii=True)
 
 
 def _origin(record: Record) -> str:
@@ -192,7 +307,7 @@ def _origin(record: Record) -> str:
         "origin": record.origin,
         "idAssigned": record.id_assigned,
     }
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    return json.dumps(row, ensure_ascii=False)
 
 
 def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -203,11 +318,11 @@ def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return text.getvalue()
 
 
-def open_raw(study: Path) -> Raw:
+def open_raw(study: Path, *, accept_partial: bool = False) -> Raw:
     """Read the manifest of `STUDY/raw` and check every file against it.
 
-    Raises UsageError where there is no study, IncompleteError for an incomplete pull, IntegrityError where a file is
-    missing, was added or changed.
+    Raises UsageError where there is no study, IncompleteError for an incomplete pull (unless `accept_partial`),
+    IntegrityError where a file is missing, was added or changed.
     """
     _recover(study)
     path = study / "raw" / "manifest.json"
@@ -216,8 +331,11 @@ def open_raw(study: Path) -> Raw:
             f"{study}: no complete pull here (raw/manifest.json is missing); run 'crmo-fhir extract' first"
         )
     manifest = _read_manifest(path)
-    if manifest.get("complete") is not True:
-        raise IncompleteError(f"{path}: this pull is incomplete; correct the source and run 'crmo-fhir extract' again")
+    if manifest.get("complete") is not True and not accept_partial:
+        raise IncompleteError(
+            f"{path}: this pull is incomplete{_why(manifest)}; run 'crmo-fhir extract' again, or take it as it is with "
+            "--accept-partial"
+        )
     folder = study / "raw"
     _check_files(folder, {name: entry["sha256"] for name, entry in manifest["files"].items()}, {"manifest.json"})
     main = manifest["source"]["base"]
@@ -238,6 +356,48 @@ def open_raw(study: Path) -> Raw:
             if origin["fullUrl"]:
                 aliases[origin["fullUrl"]] = Key(origin["base"], origin["type"], origin["id"])
     return Raw(manifest, sha256_of(path), files, aliases)
+
+
+def _why(manifest: Mapping[str, Any]) -> str:
+    missing = [f"{cell['type']} {cell['state']} for {cell['patients']} patients" for cell in manifest["missing"]]
+    blocking = manifest["quarantined"]["blocking"]
+    said = [*missing, *([f"{blocking} records cannot be read"] if blocking else [])]
+    return f" ({'; '.join(said)})" if said else ""
+
+
+def read_texts(raw: Raw) -> Iterator[tuple[Key, str]]:
+    """The landed records, each as its key and its JSON text."""
+    for file in raw.files:
+        with file.path.open(encoding="utf-8", newline="\n") as lines:
+            for line in lines:
+                text = line.rstrip("\n")
+                yield Key(file.base, file.type, msgspec.json.decode(text, type=_Named).id), text
+
+
+class _Named(msgspec.Struct):
+    id: str
+
+
+def read_records(raw: Raw) -> Iterator[Record]:
+    """The landed records as they came, with where each stood."""
+    with (raw.files[0].path.parent / "origins.ndjson").open(encoding="utf-8") if raw.files else io.StringIO() as lines:
+        said = {(one["base"], one["type"], one["id"]): one for one in map(json.loads, lines)}
+    for key, text in read_texts(raw):
+        one = said[key.base, key.type, key.id]
+        yield Record(key.type, key.id, text, one["origin"], key.base, one["fullUrl"], one["idAssigned"])
+
+
+def write_lines(folder: Path, records: Iterable[Record]) -> None:
+    """Write records as NDJSON, one file a type, into a folder of their own."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    for (kind, _), own in _split(list(records)).items():
+        _write_lines(folder / f"{kind}.ndjson", (record.text for record in own))
+
+
+def write_rows(path: Path, header: Sequence[str], rows: Iterable[Any]) -> None:
+    """Write declared rows (dataclasses) as CSV; IntegrityError where the disk does not take it."""
+    _write(path, _csv(header, [[getattr(row, name) for name in header] for row in rows]))
 
 
 def _check_files(folder: Path, expected: Mapping[str, str], also: set[str]) -> None:
@@ -261,7 +421,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _is_complete(study: Path) -> bool:
+def is_complete(study: Path) -> bool:
+    """Whether the study holds a complete pull, by its manifest."""
     path = study / "raw" / "manifest.json"
     return path.is_file() and _read_manifest(path).get("complete") is True
 
@@ -316,18 +477,31 @@ def _write(path: Path, text: str) -> dict[str, Any]:
     return _write_bytes(path, text.encode("utf-8"))
 
 
-def _write_bytes(path: Path, content: bytes) -> dict[str, Any]:
+def _write_bytes(path: Path, content: bytes, *, sync: bool = True) -> dict[str, Any]:
+    return _write_pieces(path, (content,), sync=sync)
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> dict[str, Any]:
+    return _write_pieces(path, (f"{line}\n".encode() for line in lines))
+
+
+def _write_pieces(path: Path, pieces: Iterable[bytes], *, sync: bool = True) -> dict[str, Any]:
+    digest, size = hashlib.sha256(), 0
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            for piece in pieces:
+                file.write(piece)
+                digest.update(piece)
+                size += len(piece)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
     except OSError as error:
         raise IntegrityError(
             f"{path}: cannot be written ({error.strerror}); free space or choose another folder"
         ) from error
-    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    return {"sha256": digest.hexdigest(), "bytes": size}
 
 
 def _swap(staging: Path, target: Path) -> None:

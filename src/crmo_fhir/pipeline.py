@@ -9,34 +9,86 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 from crmo_fhir import __version__
-from crmo_fhir.errors import IncompleteError, UsageError
+from crmo_fhir.errors import IncompleteError, SignInError, UsageError
 from crmo_fhir.model.parameters import Parameters
+from crmo_fhir.model.records import WHOLE
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from crmo_fhir.artifacts import Artifacts
+    from crmo_fhir.difference import Change
+    from crmo_fhir.fhir.client import FhirClient
+    from crmo_fhir.landing import Journal
     from crmo_fhir.model.records import Pull
     from crmo_fhir.model.results import Result
     from crmo_fhir.model.study import Study
+    from crmo_fhir.source.crawl import Earlier
+    from crmo_fhir.source.probe import Finding
 
 Tell = Callable[[str], None]
+OVERLAP = timedelta(minutes=5)
+"""By so much an increment reaches back before the server's time of the last pull (promise: no increment is lost)."""
+
+
+def _nothing(*_: object) -> None:
+    """Say nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """How a run speaks: warnings, notes, and progress as (type, records so far, total if known)."""
+
+    warn: Tell = _nothing
+    note: Tell = _nothing
+    progress: Callable[[str, int, int | None], None] = _nothing
+
+
+SILENT = Voice()
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """How to reach a FHIR server; the token comes from the environment only."""
+    """How to reach a FHIR server and who we are to it; secrets come from the environment and key files only.
 
-    token: str | None = None
+    `allow` are further origins its links may lead to, `absent` the types the hospital says it does not have.
+    """
+
+    token: str = ""
+    basic: str = ""
+    client_id: str = ""
+    key_file: Path | None = None
+    key_id: str = ""
+    key_password: str = ""
+    token_url: str = ""
+    scope: str = ""
     retry_budget: float = 120.0
     ca_file: Path | None = None
+    workers: int = 4
+    allow: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+    log: Tell = _nothing
+
+    def __repr__(self) -> str:
+        """Nothing of what it holds: some of it is secret."""
+        return "Server()"
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """How to fetch: `mode` auto, search or bulk; a `group` to export; `updated_since` "last" or a FHIR instant."""
+
+    mode: str = "auto"
+    group: str = ""
+    updated_since: str = ""
+    accept_partial: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,45 +106,257 @@ def extract(
     *,
     mappings: Path | None = None,
     server: Server | None = None,
-    tell: Tell = lambda _: None,
+    how: How | None = None,
+    voice: Voice = SILENT,
 ) -> None:
     """SOURCE → STUDY/raw → STUDY/cohort.
 
     `source` is a FHIR base URL, a folder or a file. Raises an error of `errors` where anything that could matter was
-    not read; then no figure is left that could pass for a whole one.
+    not read; then no figure is left that could pass for a whole one. What was fetched stays, and the same call goes on.
     """
     from crmo_fhir import landing
     from crmo_fhir.artifacts import Artifacts
 
+    how, server = how or How(), server or Server()
     artifacts = Artifacts.load(mappings)
     is_server = source.startswith(("http://", "https://"))
     name = source.rstrip("/") if is_server else str(Path(source).resolve())
-    request = {"source": name, "mappings": artifacts.digest, **_plain(parameters)}
+    request = {"source": name, "group": how.group, "mappings": artifacts.digest, **_plain(parameters)}
     if not is_server and not Path(source).exists():
         raise UsageError(f"{source}: no such file or folder; name a FHIR base URL, a folder or a file")
+    if not is_server and (how.group or how.updated_since):
+        raise UsageError(f"{source}: --group and --updated-since are for a FHIR server; leave them out")
     if study.exists():
         landing.refuse_foreign(study, request)
-    pull = _pull(source, artifacts, server or Server() if is_server else None, need_text=parameters.text_diagnosis)
-    pull.source = name
-    for warning in pull.warnings:
-        tell(warning)
     with landing.hold(study, create=True):
         landing.refuse_foreign(study, request)
-        landing.land(study, pull, request, datetime.now(UTC).date().isoformat(), _misfit)
-        _build(study, artifacts, tell)
+        fetched = _fetch(source, study, request, artifacts, parameters, server, how, voice) if is_server else None
+        pull = fetched.pull if fetched else _select(Path(source), artifacts)
+        pull.source = name
+        for warning in pull.warnings:
+            voice.warn(warning)
+        day = datetime.now(UTC).date().isoformat()
+        landing.land(study, pull, request, day, _misfit, accept_partial=how.accept_partial)
+        if fetched:
+            fetched.landed()
+        _build(study, artifacts, voice, accept_partial=how.accept_partial)
 
 
-def _pull(source: str, artifacts: "Artifacts", server: Server | None, *, need_text: bool) -> "Pull":
-    crmo, text = artifacts.value_set("crmo"), artifacts.value_set("crmo-text")
-    if server is not None:
-        from crmo_fhir.fhir.client import FhirClient
-        from crmo_fhir.source.crawl import crawl
-
-        client = FhirClient(source, token=server.token, retry_budget=server.retry_budget, ca_file=server.ca_file)
-        return crawl(client, crmo, text, need_text=need_text)
+def _select(folder: Path, artifacts: "Artifacts", base: str | None = None) -> "Pull":
     from crmo_fhir.source.files import select_candidates
 
-    return select_candidates(Path(source), crmo, text)
+    return select_candidates(folder, artifacts.value_set("crmo"), artifacts.value_set("crmo-text"), base=base)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fetched:
+    """What came from a server, and what is to be done when it has landed."""
+
+    pull: "Pull"
+    landed: Callable[[], None]
+
+
+def _fetch(
+    source: str,
+    study: Path,
+    request: Mapping[str, Any],
+    artifacts: "Artifacts",
+    parameters: Parameters,
+    server: Server,
+    how: How,
+    voice: Voice,
+) -> _Fetched:
+    """Fetch from a server, by the way that it offers and that costs least."""
+    from crmo_fhir import landing
+    from crmo_fhir.source import bulk
+    from crmo_fhir.source.crawl import crawl
+    from crmo_fhir.source.probe import choose_way
+
+    earlier = _earlier(study, how.updated_since)
+    journal = landing.Journal(study, request)
+    client, capability = _connect(source, server, voice, journal)
+    crmo, text = artifacts.value_set("crmo"), artifacts.value_set("crmo-text")
+    way = choose_way(client, capability, crmo, asked=how.mode, group=how.group)
+    voice.note(f"fetching by {way.mode}: {way.reason}")
+    if way.mode == "bulk":
+        pull = _export(client, capability, way.level, study, earlier, artifacts, voice)
+    else:
+        pull = crawl(
+            client,
+            crmo,
+            text,
+            need_text=parameters.text_diagnosis,
+            absent=server.absent,
+            earlier=earlier,
+            capability=capability,
+            progress=voice.progress,
+        )
+    pull.way = {"mode": way.mode, "level": way.level, "reason": way.reason}
+
+    def landed() -> None:
+        if way.mode == "bulk":
+            # The server's copy goes only when ours is known to be whole.
+            bulk.finish(client, landing.export_folder(study), delete=landing.is_complete(study))
+        journal.clear()
+        client.close()
+
+    return _Fetched(pull, landed)
+
+
+def _connect(
+    source: str, server: Server, voice: Voice, journal: "Journal | None" = None
+) -> "tuple[FhirClient, dict[str, Any]]":
+    """A signed-in session and the server's CapabilityStatement.
+
+    With SMART the token is fetched, and what it grants is held against what will be read, before anything else is asked.
+    """
+    from crmo_fhir.fhir.client import FhirClient, Static
+    from crmo_fhir.fhir.search import capabilities
+    from crmo_fhir.fhir.sign_in import sign_in
+    from crmo_fhir.model.records import READ_TYPES
+    from crmo_fhir.source.plan import declared
+
+    client = FhirClient(
+        source,
+        Static(token=server.token, basic=server.basic),
+        retry_budget=server.retry_budget,
+        ca_file=server.ca_file,
+        workers=server.workers,
+        allow=server.allow,
+        journal=journal,
+        tell=voice.warn,
+        log=server.log,
+    )
+    if not server.client_id or server.key_file is None:
+        return client, capabilities(client)
+    try:
+        capability = capabilities(client)
+    except SignInError:
+        capability = None  # some servers show it to clients they know only
+    known = READ_TYPES if capability is None else declared(capability)
+    client.credentials = sign_in(
+        client,
+        server.client_id,
+        server.key_file,
+        key_id=server.key_id or None,
+        key_password=server.key_password or None,
+        types=[kind for kind in READ_TYPES if kind in known and kind not in server.absent],
+        token_url=server.token_url or None,
+        scope=server.scope or None,
+    )
+    client.credentials.header()
+    return client, capabilities(client) if capability is None else capability
+
+
+def _export(
+    client: "FhirClient",
+    capability: Mapping[str, Any],
+    level: str,
+    study: Path,
+    earlier: "Earlier | None",
+    artifacts: "Artifacts",
+    voice: Voice,
+) -> "Pull":
+    """Fetch by a bulk export, and pick the candidates out of its files.
+
+    Only the changes since an earlier pull are exported where the server says what was deleted since, and where no child is
+    among them that the study does not hold yet; else everything is.
+    """
+    from crmo_fhir import landing
+    from crmo_fhir.source import bulk
+
+    folder = landing.export_folder(study)
+    if earlier is not None:
+        export = bulk.export(
+            client, capability, folder, level, since=earlier.since, note=voice.note, progress=voice.progress
+        )
+        if export.deletions:
+            landing.write_lines(folder / "earlier", earlier.records)
+            pull = _select(folder, artifacts, client.base)
+            if not bulk.is_beyond(pull, earlier):
+                return bulk.accounted(pull, export, client, capability, level)
+        voice.note("the changes alone do not tell all: everything is exported")
+        bulk.finish(client, folder, delete=True)
+    export = bulk.export(client, capability, folder, level, note=voice.note, progress=voice.progress)
+    return bulk.accounted(_select(folder, artifacts, client.base), export, client, capability, level)
+
+
+def _earlier(study: Path, updated_since: str) -> "Earlier | None":
+    """What an increment builds on: the study's last pull, and the server's instant from which changes are asked for."""
+    from crmo_fhir import landing
+    from crmo_fhir.source.crawl import Earlier
+
+    if not updated_since:
+        return None
+    if not (study / "raw" / "manifest.json").is_file():
+        raise UsageError(f"{study}: no pull here to update; run without --updated-since first")
+    raw = landing.open_raw(study, accept_partial=True)
+    last = raw.manifest["source"]["serverTime"]
+    if not last:
+        raise UsageError(f"{study}: the server showed no clock at the last pull; run without --updated-since")
+    since = datetime.fromisoformat(last) - OVERLAP
+    if updated_since != "last":
+        try:
+            given = datetime.fromisoformat(updated_since)
+        except ValueError:
+            given = None
+        if given is None or given.tzinfo is None:
+            raise UsageError("--updated-since takes 'last' or an instant with its offset, such as 2026-01-31T12:00:00Z")
+        if given > datetime.fromisoformat(last):
+            raise UsageError(f"--updated-since: what changed since the last pull ({last}) would be missed; give 'last'")
+        since = min(since, given)
+    with (study / "raw" / "ledger.csv").open(encoding="utf-8") as text:
+        whole = frozenset((row["patient"], row["type"]) for row in csv.DictReader(text) if row["state"] in WHOLE)
+    instant = since.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return Earlier(instant, tuple(landing.read_records(raw)), whole)
+
+
+def probe(
+    source: str,
+    *,
+    mappings: Path | None = None,
+    server: Server | None = None,
+    how: How | None = None,
+    voice: Voice = SILENT,
+) -> "Finding":
+    """What a server offers and what a pull would cost; no patient is read.
+
+    Raises an error of `errors` where the server cannot be asked; what else stands in the way is in `Finding.impossible`.
+    """
+    from crmo_fhir.artifacts import Artifacts
+    from crmo_fhir.fhir.sign_in import BackendServices
+    from crmo_fhir.source.probe import probe as ask
+
+    if not source.startswith(("http://", "https://")):
+        raise UsageError(f"{source}: a FHIR server is asked; give its base URL (http or https)")
+    how, server = how or How(), server or Server()
+    client, capability = _connect(source, server, voice)
+    try:
+        found = ask(
+            client,
+            capability,
+            Artifacts.load(mappings).value_set("crmo"),
+            asked=how.mode,
+            group=how.group,
+            absent=server.absent,
+        )
+        if isinstance(client.credentials, BackendServices):
+            found.scopes = list(client.credentials.granted)
+        return found
+    finally:
+        client.close()
+
+
+def diff(earlier: Path, later: Path, out: Path | None = None) -> "list[Change]":
+    """What the pull of one study holds and that of another does not; written to `out` as CSV, one record a row."""
+    from crmo_fhir import landing
+    from crmo_fhir.difference import compute_changes
+
+    one, other = (landing.open_raw(study, accept_partial=True) for study in (earlier, later))
+    changes = compute_changes(landing.read_texts(one), landing.read_texts(other))
+    if out is not None:
+        landing.write_rows(out, ("type", "state", "id", "base", "into"), changes)
+    return changes
 
 
 def _misfit(record: Any) -> str | None:
@@ -104,23 +368,25 @@ def _misfit(record: Any) -> str | None:
     return None if path is None else f"{path} has not the shape FHIR gives it"
 
 
-def build(study: Path, *, mappings: Path | None = None, tell: Tell = lambda _: None) -> None:
+def build(
+    study: Path, *, mappings: Path | None = None, accept_partial: bool = False, voice: Voice = SILENT
+) -> None:
     """STUDY/raw → STUDY/cohort, with the arguments the study was extracted with."""
     from crmo_fhir import landing
     from crmo_fhir.artifacts import Artifacts
 
     with landing.hold(study):
-        _build(study, Artifacts.load(mappings), tell)
+        _build(study, Artifacts.load(mappings), voice, accept_partial=accept_partial)
 
 
-def _build(study: Path, artifacts: "Artifacts", tell: Tell) -> None:
+def _build(study: Path, artifacts: "Artifacts", voice: Voice, *, accept_partial: bool = False) -> None:
     from crmo_fhir import landing
     from crmo_fhir.cohort import derive_cohort
     from crmo_fhir.engine import open_engine
     from crmo_fhir.mapping.facts import read_facts
     from crmo_fhir.model.tables import COHORT
 
-    raw = landing.open_raw(study)
+    raw = landing.open_raw(study, accept_partial=accept_partial)
     request = raw.manifest["request"]
     if request["mappings"] != artifacts.digest:
         raise UsageError(
@@ -147,20 +413,26 @@ def _build(study: Path, artifacts: "Artifacts", tell: Tell) -> None:
     }
     landing.write_cohort(study, files, record)
     if len(cohort.tables["patients"]) == 0:
-        tell("no child meets the criteria: the cohort is empty; attrition.csv shows where the candidates were left")
+        voice.warn("no child meets the criteria: the cohort is empty; attrition.csv shows where the candidates were left")
     unresolved = (
         facts["listed"]["reason"].str.contains("subject|patient", regex=True).sum() if len(facts["listed"]) else 0
     )
     if unresolved:
-        tell(f"{unresolved} records name no Patient that is here; attrition.csv lists them by type")
+        voice.warn(f"{unresolved} records name no Patient that is here; attrition.csv lists them by type")
 
 
 def measure(
-    study: Path, *, mappings: Path | None = None, published: Path | None = None, reporter: str | None = None
+    study: Path,
+    *,
+    mappings: Path | None = None,
+    accept_partial: bool = False,
+    published: Path | None = None,
+    reporter: str | None = None,
 ) -> Measured:
     """STUDY/cohort → results.csv, table1.csv, measure.json, library.json, measure-report.json and report.html.
 
-    `published` is a CSV of figures printed elsewhere, set beside ours in table1.csv and the report.
+    `accept_partial` takes a pull that is not whole; report and MeasureReport then say so. `published` is a CSV of figures
+    printed elsewhere, set beside ours in table1.csv and the report.
     """
     from crmo_fhir import landing
     from crmo_fhir.artifacts import Artifacts
@@ -172,7 +444,7 @@ def measure(
     from crmo_fhir.model.tables import COHORT
 
     with landing.hold(study):
-        raw = landing.open_raw(study)
+        raw = landing.open_raw(study, accept_partial=accept_partial)
         built = landing.open_cohort(study, raw)
         artifacts = Artifacts.load(mappings)
         parameters = _parameters(raw.manifest["request"])
@@ -193,11 +465,11 @@ def measure(
     return Measured(results, known)
 
 
-def demo(study: Path, *, tell: Tell = lambda _: None) -> Measured:
+def demo(study: Path, *, voice: Voice = SILENT) -> Measured:
     """The whole way on the bundled cohort, without a network; the printed figures travel with it."""
     fixtures = demonstration()
     window = json.loads((fixtures / "published" / "window.json").read_text(encoding="utf-8"))
-    extract(str(fixtures / "demonstration"), study, _parameters(window), tell=tell)
+    extract(str(fixtures / "demonstration"), study, _parameters(window), voice=voice)
     return measure(study, published=fixtures / "published" / "printed.csv")
 
 
@@ -231,7 +503,7 @@ def _study(
         start=parameters.since or first or min(end, data_lock or end),
         end=end,
         data_lock=data_lock,
-        complete=True,
+        complete=manifest["complete"],
         reporter=reporter or "Reporting hospital (not named)",
         program_version=__version__,
         source_kind="FHIR server" if manifest["source"]["server"] else "FHIR export (folder)",

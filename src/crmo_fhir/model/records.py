@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
+
+from crmo_fhir.errors import CrmoFhirError
 
 READ_TYPES = (
     "Patient",
@@ -23,7 +26,9 @@ READ_TYPES = (
 STRONGER_THAN_ORDERS = ("MedicationStatement", "MedicationDispense", "MedicationAdministration")
 """Types that show a drug was taken, given or handed out: where a whole source has none, orders make courses."""
 
-LEDGER_STATES = ("complete", "empty", "refused", "truncated", "unsupported")
+State = Literal["complete", "empty", "refused", "truncated", "unsupported"]
+WHOLE: tuple[State, ...] = ("complete", "empty")
+"""The states of the ledger in which nothing is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,18 +89,26 @@ class SourceFile:
 
 @dataclass(frozen=True, slots=True)
 class LedgerRow:
-    """How the pull of one type for one patient ended (`patient` is the id)."""
+    """How the pull of one type for one patient ended (`patient` is the id).
+
+    complete: all records came; empty: there are none; refused: the server does not give them; truncated: they did not come
+    whole, and none were taken; unsupported: the server does not have the type.
+    """
 
     patient: str
     type: str
-    state: str
+    state: State
     count: int
     reason: str = ""
 
 
 @dataclass(slots=True)
 class Pull:
-    """What came from a source: the candidates' records and the account of how they came."""
+    """What came from a source: the candidates' records and the account of how they came.
+
+    `failures` are what makes it partial, in the order in which they count; `server_time` is the instant from which a later
+    pull must look for changes (the server's clock), empty where it shows none; `way` says how it was fetched and why.
+    """
 
     records: list[Record] = field(default_factory=list)
     broken: list[Broken] = field(default_factory=list)
@@ -108,3 +121,6 @@ class Pull:
     fhir_versions: list[str] = field(default_factory=list)
     type_counts: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    failures: list[CrmoFhirError] = field(default_factory=list)
+    server_time: str = ""
+    way: dict[str, str] = field(default_factory=dict)

@@ -3,33 +3,62 @@
 Conditions by code and by text, checked again here; their patients, and the other records of the same persons; then
 every read type of those patients; then what these refer to. Whatever a server sends is tested against what was asked:
 servers ignore filters. What is already known to be there is looked for in what a search gives: servers find less than
-they hold. A search that fails ends the run, so that a pull is whole or is none.
+they hold. A search of several pages is held against what changed while it ran.
+
+Who the candidates are must be known, or the run ends. From there on a search that fails costs its own patients and type:
+the ledger says so, `Pull.failures` holds why, and the rest is fetched. A later pull of the same study may fetch only what
+changed (`Earlier`): the server's count of all tells what was deleted.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
+
+import msgspec
 
 from crmo_fhir.errors import IncompleteError
 from crmo_fhir.fhir import references
-from crmo_fhir.fhir.client import Account, FhirClient, Match, RefusedError, ShortError
+from crmo_fhir.fhir.client import FhirClient, ForbiddenError, RefusedError
 from crmo_fhir.fhir.codings import CodeSet
 from crmo_fhir.fhir.references import Key
-from crmo_fhir.model.records import READ_TYPES, STRONGER_THAN_ORDERS, LedgerRow, Pull, Record
+from crmo_fhir.fhir.search import Account, Match, ShortError, capabilities, check_total, count, search
+from crmo_fhir.model.records import READ_TYPES, STRONGER_THAN_ORDERS, LedgerRow, Pull, Record, State
 from crmo_fhir.source import plan, selection
 from crmo_fhir.source.plan import Search
 from crmo_fhir.source.selection import HYDRATED, Person
 
+PASSES = 4
+"""So often a search of several pages is repeated while the data change under it, before the run gives it up."""
 _NOT_TAKEN = (400, 404, 405, 406, 415, 422, 501)
+_NO_POST = (400, 404, 405, 406, 415, 422, 501)
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What an earlier pull of the same server holds, and `since` when (FHIR instant) to ask for changes.
+
+    `whole` are the (patient, type) cells it has in full.
+    """
+
+    since: str
+    records: tuple[Record, ...]
+    whole: frozenset[tuple[str, str]]
 
 
 @dataclass(slots=True)
 class _Got:
-    """The newest copy of a resource so far, and the patients it came for."""
+    """The newest copy of a resource so far: its record, age, whom it is about, what it refers to, for whom it came."""
 
-    resource: dict[str, Any]
     record: Record
+    age: tuple[datetime, int]
+    about: Any
+    refers: list[dict[str, Any]]
     owners: set[str]
 
 
@@ -38,43 +67,102 @@ class _Crawl:
     """What a crawl knows while it runs."""
 
     client: FhirClient
-    capability: dict[str, Any]
+    capability: Mapping[str, Any]
     types: dict[str, set[str]]
     pull: Pull
+    absent: frozenset[str]
+    progress: Callable[[str, int, int | None], None]
+    earlier: Earlier | None = None
     need_text: bool = False
     got: dict[Key, _Got] = field(default_factory=dict)
     aliases: dict[str, Key] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
+    cells: dict[tuple[str, str], tuple[State, str]] = field(default_factory=dict)
     countable: bool = True
+    posts: bool | None = None
     unverified: int = 0
+    times: list[str] = field(default_factory=list)
+    shown: Counter[str] = field(default_factory=Counter)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-def crawl(client: FhirClient, crmo: CodeSet, text: CodeSet, *, need_text: bool = False) -> Pull:
+def crawl(
+    client: FhirClient,
+    crmo: CodeSet,
+    text: CodeSet,
+    *,
+    need_text: bool = False,
+    absent: Collection[str] = (),
+    earlier: Earlier | None = None,
+    capability: Mapping[str, Any] | None = None,
+    progress: Callable[[str, int, int | None], None] = lambda *_: None,
+) -> Pull:
     """Pull the candidates' records from a server.
 
     `need_text`: diagnoses in words alone count in the study, so a server that cannot be searched for them ends the run.
+    `absent` are types that the hospital says it does not have; `capability` is the CapabilityStatement where the caller has
+    it already; `progress` is told (type, records so far, None).
 
     Raises NetworkError, SignInError and IncompleteError as the client does; IncompleteError too where the server sends
-    what was not asked for, does not send what it is known to hold (patients, Conditions of the search by code, records
-    that others refer to), or does not list Patient or Condition. Nothing partial is returned.
+    what was not asked for, does not give the candidates' patients, or does not list Patient or Condition. What else fails
+    is in `Pull.failures`, and its cells of the ledger say refused, truncated or unsupported.
     """
-    capability = client.capabilities()
-    run = _Crawl(client, capability, plan.declared(capability), Pull(source=client.base, base=client.base), need_text)
+    capability = capabilities(client) if capability is None else capability
+    run = _Crawl(
+        client,
+        capability,
+        plan.declared(capability),
+        Pull(source=client.base, base=client.base),
+        frozenset(absent),
+        progress,
+        _usable(client, capability, earlier),
+        need_text,
+    )
     _describe(run)
     for kind in ("Patient", "Condition"):
         if kind not in run.types:
             raise IncompleteError(f"{client.host}: its CapabilityStatement lists no {kind}; check the base URL")
-    conditions = _conditions(run, crmo, text)
-    people = _people(run, _subjects(run, conditions))
-    ids = sorted(people)
-    known = {_key(run, match) for match in conditions if run.got[_key(run, match)].owners}
-    for kind in READ_TYPES:
-        if kind not in ("Patient", "Medication"):
-            _of_patients(run, kind, ids, known)
-    _hydrate(run, set(ids))
+    with _workers(client.workers) as pool:
+        conditions = _conditions(run, pool, crmo, text)
+        people = _people(run, pool, _subjects(run, conditions))
+        ids = sorted(people)
+        known = {_key(run, match) for match in conditions if run.got[_key(run, match)].owners}
+        _of_patients(run, pool, ids, known)
+        _hydrate(run, pool, set(ids))
     _count_evidence(run)
     _report(run, ids)
     return run.pull
+
+
+@contextmanager
+def _workers(number: int) -> Iterator[ThreadPoolExecutor]:
+    """So many threads; where the run ends early nobody waits for what they are still asking."""
+    pool = ThreadPoolExecutor(number)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+def _usable(client: FhirClient, capability: Mapping[str, Any], earlier: Earlier | None) -> Earlier | None:
+    """The earlier pull, unless the server's clock now stands before it: then its changes cannot be told from the rest."""
+    if earlier is None:
+        return None
+    now = _instant(client.server_date)
+    if now is None or now < selection.instant(earlier.since):
+        client.tell("the server's clock stands before the last pull or is not shown: everything is fetched anew")
+        return None
+    return earlier
+
+
+def _instant(date: str) -> datetime | None:
+    """A `Date` header as a time."""
+    try:
+        return parsedate_to_datetime(date)
+    except (ValueError, TypeError):
+        return None
 
 
 def _count_evidence(run: _Crawl) -> None:
@@ -85,8 +173,8 @@ def _count_evidence(run: _Crawl) -> None:
         if kind not in run.types:
             continue
         try:
-            counted = run.client.count(kind, [])
-        except RefusedError:
+            counted = count(run.client, kind, [])
+        except (RefusedError, ForbiddenError):
             counted = None
         if counted is None:
             _warn(run, f"the server does not count its {kind}: orders make courses, as if it held none")
@@ -111,18 +199,18 @@ def _describe(run: _Crawl) -> None:
 # ------------------------------------------------------------------------------------------------------------ searching
 
 
-def _ask(run: _Crawl, search: Search, *, post: bool = False) -> list[Match]:
-    """Run one search to its end.
+def _ask(run: _Crawl, search: Search) -> list[Match]:
+    """Run one search to its end, and again as long as the data change under it (see `_settled`).
 
     Where the server counts more than it sends and links to no further page, all of it is asked for on one page, and
     where that is not given, half as many values at a time. ShortError where one value alone has too many matches.
     """
     try:
-        return _once(run, search, post=post)
+        return _settled(run, search)
     except ShortError as short:
         if (wider := plan.widened(search, short.total)) is not None:
             try:
-                return _once(run, wider, post=post)
+                return _settled(run, wider)
             except ShortError:
                 pass
             except RefusedError as error:
@@ -131,64 +219,139 @@ def _ask(run: _Crawl, search: Search, *, post: bool = False) -> list[Match]:
         halves = plan.halves(search)
         if not halves:
             raise
-    return [match for half in halves for match in _ask(run, half, post=post)]
+    return [match for half in halves for match in _ask(run, half)]
 
 
-def _once(run: _Crawl, search: Search, *, post: bool) -> list[Match]:
-    """Run one search and take down how it went, with the server's count of its matches where that can be had."""
-    params = search.params
-    if "_total" in run.types.get(search.type, ()):
-        params = (*params, ("_total", "accurate"))
+def _settled(run: _Crawl, search: Search) -> list[Match]:
+    """The matches of a search of which it is known that nothing slipped from page to page while it ran.
+
+    One page is one moment. Over several pages, a record that is deleted or written moves the others, and one may be on no
+    page at all while another takes its place in the count (FHIR R4 http, paging; results are current at the moment of the
+    request only). So the search is over when nothing it finds was written since it began and the server still counts as
+    many, or when two passes bring the same.
+    """
     account = Account()
-    matches = list(run.client.search(search.type, params, post=post, account=account))
+    try:
+        matches = _once(run, search, account)
+    except IncompleteError:
+        if not account.recalled:
+            raise
+        account = Account()  # what a killed run left does not go on: its pages may have expired
+        matches = _once(run, search, account, fresh=True)
+    for _ in range(PASSES - 1):
+        if account.pages < 2 or _is_quiet(run, search, account):
+            return matches
+        before, account = _content(matches), Account()
+        matches = _once(run, search, account, fresh=True)
+        if _content(matches) == before:
+            return matches
+    raise IncompleteError(
+        f"{run.client.host}, {search.type} search: the data change faster than their pages can be read; run again later"
+    )
+
+
+def _content(matches: Iterable[Match]) -> set[tuple[str, str]]:
+    return {(match.id, match.text) for match in matches}
+
+
+def _is_quiet(run: _Crawl, search: Search, account: Account) -> bool:
+    """Whether the server says that nothing of a search was written since it began, and counts as many as came."""
+    began = _instant(account.started)
+    if began is None or "_lastUpdated" not in run.types.get(search.type, ()) or set(account.totals) - {account.matches}:
+        return False
+    changed = replace(search, params=(*search.params, ("_lastUpdated", f"ge{_fhir_instant(began)}")))
+    return _counted(run, changed) == 0 and _counted(run, search) == account.matches
+
+
+def _fhir_instant(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _once(run: _Crawl, asked: Search, account: Account, *, fresh: bool = False) -> list[Match]:
+    """Run one search and take down how it went, with the server's count of its matches where that can be had."""
+    params = asked.params
+    if "_total" in run.types.get(asked.type, ()):
+        params = (*params, ("_total", "accurate"))
+    matches = []
+    for match in search(run.client, asked.type, params, post=_posts(run, asked), account=account, fresh=fresh):
+        matches.append(match)
+        if len(matches) % 200 == 0:
+            _show(run, asked.type, 200)
+    _show(run, asked.type, len(matches) % 200)
     if account.total is None and run.countable:
-        account.total = _counted(run, search, post=post)
+        account.total = _counted(run, asked)
+        run.countable = account.total is not None
         if account.total is not None:
-            run.client.check_total(search.type, account.total, account.matches)
+            check_total(run.client, asked.type, account.total, account.matches)
     if account.total is None and account.pages == 1 and account.matches >= int(dict(params)["_count"]):
         # A full page, no link and no count: only a larger page can tell whether there is more.
         raise ShortError(
-            f"{run.client.host}, {search.type} search: a full page with no count and no link; whether there is more "
+            f"{run.client.host}, {asked.type} search: a full page with no count and no link; whether there is more "
             "cannot be known",
             2 * account.matches,
         )
-    # A search by POST names persons in its body; what it asked for stays out of the account.
-    said = [f"{name}={'' if post else value}" for name, value in params]
-    run.pull.searches.append(
-        {
-            "type": search.type,
-            "method": "POST" if post else "GET",
-            "query": f"{search.type}?{'&'.join(said)}",
-            "self": "" if post else account.self_link,
-            "pages": account.pages,
-            "matches": account.matches,
-            "repeated": account.repeated,
-            "total": account.total,
-            "framed": account.framed,
-            "outcomes": account.outcomes,
-        }
-    )
-    run.unverified += account.total is None
-    for code in account.outcomes:
-        _warn(run, f"{search.type} search: the server warns ({code})")
+    _take_down(run, asked, params, account)
     return matches
 
 
-def _counted(run: _Crawl, search: Search, *, post: bool) -> int | None:
-    """The server's count of the matches of a search, asked for apart; a server that gives none is asked once."""
+def _show(run: _Crawl, kind: str, more: int) -> None:
+    """Tell how many records of a type have come."""
+    with run.lock:
+        run.shown[kind] += more
+        run.progress(kind, run.shown[kind], None)
+
+
+def _take_down(run: _Crawl, asked: Search, params: Sequence[tuple[str, str]], account: Account) -> None:
+    """Keep the account of a search for the manifest; whom it asked for stays out of it."""
+    said = [f"{name}={'' if name in plan.ABOUT_PERSONS else value}" for name, value in params]
+    with run.lock:
+        run.times.append(account.started)
+        run.pull.searches.append(
+            {
+                "type": asked.type,
+                "method": "POST" if _posts(run, asked) else "GET",
+                "query": f"{asked.type}?{'&'.join(said)}",
+                "asked": len(asked.patients),
+                "pages": account.pages,
+                "matches": account.matches,
+                "repeated": account.repeated,
+                "total": account.total,
+                "framed": account.framed,
+                "outcomes": account.outcomes,
+            }
+        )
+        run.unverified += account.total is None
+    for code in account.outcomes:
+        _warn(run, f"{asked.type} search: the server warns ({code})")
+
+
+def _posts(run: _Crawl, search: Search) -> bool:
+    """Whether to search by POST: what names persons belongs in no URL, which servers write to their logs."""
+    return run.posts is not False and any(name in plan.ABOUT_PERSONS for name, _ in search.params)
+
+
+def _counted(run: _Crawl, search: Search) -> int | None:
+    """The server's count of the matches of a search, asked for apart; None where it gives none."""
     try:
-        total = run.client.count(search.type, search.params, post=post)
+        return count(run.client, search.type, search.params, post=_posts(run, search))
     except RefusedError as error:
         if error.status not in _NOT_TAKEN:
             raise
-        total = None
-    run.countable = total is not None
-    return total
+        return None
+
+
+def _ask_all(
+    run: _Crawl, pool: ThreadPoolExecutor, searches: Iterable[Search]
+) -> Iterator[tuple[Search, list[Match]]]:
+    """Run searches side by side; give each with its matches, in the order of the searches."""
+    listed = list(searches)
+    return zip(listed, pool.map(lambda search: _ask(run, search), listed), strict=True)
 
 
 def _warn(run: _Crawl, warning: str) -> None:
-    if warning not in run.pull.warnings:
-        run.pull.warnings.append(warning)
+    with run.lock:
+        if warning not in run.pull.warnings:
+            run.pull.warnings.append(warning)
 
 
 def _doubt(run: _Crawl, warning: str) -> None:
@@ -209,15 +372,16 @@ def _take(run: _Crawl, match: Match, owners: Iterable[str]) -> None:
         run.aliases[match.full_url] = key
     origin = f"{match.type} search, page {match.page}"
     record = Record(match.type, match.id, match.text, origin, run.client.base, match.full_url)
+    age = selection.age(match.resource)
     before = run.got.get(key)
-    if before is None:
+    if before is not None:
+        before.owners.update(owners)
+        if not selection.newer((age, match.text), (before.age, before.record.text)):
+            return
+    else:
         run.counts[match.type] += 1
-        run.got[key] = _Got(match.resource, record, set(owners))
-        return
-    before.owners.update(owners)
-    mine, its = selection.age(match.resource), selection.age(before.resource)
-    if selection.newer((mine, match.text), (its, before.record.text)):
-        before.resource, before.record = match.resource, record
+    about, refers = selection.subject(match.resource), selection.wanted(match.resource)
+    run.got[key] = _Got(record, age, about, refers, before.owners if before is not None else set(owners))
 
 
 def _target(run: _Crawl, reference: object) -> Key | None:
@@ -232,12 +396,12 @@ def _target(run: _Crawl, reference: object) -> Key | None:
 # ----------------------------------------------------------------------------------------------- Conditions and patients
 
 
-def _conditions(run: _Crawl, crmo: CodeSet, text: CodeSet) -> list[Match]:
+def _conditions(run: _Crawl, pool: ThreadPoolExecutor, crmo: CodeSet, text: CodeSet) -> list[Match]:
     """The Conditions that qualify, by code and by text."""
     found: list[Match] = []
     asked = {code.casefold() for _, code in plan.condition_tokens(crmo)}
-    for search in plan.plan_conditions(crmo, len(run.client.base)):
-        for match in _ask(run, search):
+    for search, matches in _ask_all(run, pool, plan.plan_conditions(crmo, len(run.client.base))):
+        for match in matches:
             if selection.qualifies(match.resource, crmo, text):
                 found.append(match)
             elif not any(
@@ -267,7 +431,7 @@ def _uncoded(run: _Crawl) -> list[Match]:
     """The Conditions that the server has under no code, where it can be asked for them and they are not too many."""
     search = plan.plan_uncoded()
     try:
-        total = run.client.count(search.type, search.params) or 0
+        total = count(run.client, search.type, search.params) or 0
         if total <= plan.LARGEST_PAGE:
             return _ask(run, search) if total else []
     except RefusedError as error:
@@ -327,39 +491,53 @@ def _subjects(run: _Crawl, conditions: list[Match]) -> set[str]:
     return ids
 
 
-def _people(run: _Crawl, ids: set[str]) -> dict[str, Person]:
+def _people(run: _Crawl, pool: ThreadPoolExecutor, ids: set[str]) -> dict[str, Person]:
     """Fetch these patients and, until nothing new comes, the other records of the same persons."""
     people: dict[str, Person] = {}
     missing_links: set[str] = set()
     required = set(ids)
     todo = set(ids)
     while todo:
-        fresh = _patients(run, todo, required, missing_links)
+        fresh, replaced = _patients(run, pool, todo, required, missing_links)
         people |= fresh
         todo = set()
         for one in fresh.values():
-            resource = run.got[one.key].resource
             for other in one.links:
                 target = _target(run, other)
                 if target is not None and target.type == "Patient" and target.id not in people:
                     todo.add(target.id)
-                    if selection.is_replaced_by(resource, other):
-                        required.add(target.id)
-        todo |= _linking(run, fresh) | _sharing(run, fresh)
+        required |= replaced
+        todo |= _linking(run, pool, fresh) | _sharing(run, pool, fresh)
         todo -= set(people) | missing_links
     if missing_links:
         _warn(run, f"{len(missing_links)} Patient records that others say they replace are not on the server")
     return people
 
 
-def _patients(run: _Crawl, ids: set[str], required: set[str], missing: set[str]) -> dict[str, Person]:
+def _patients(
+    run: _Crawl, pool: ThreadPoolExecutor, ids: set[str], required: set[str], missing: set[str]
+) -> tuple[dict[str, Person], set[str]]:
+    """The persons of these ids, and the ids of the records that have taken the place of some."""
     found: dict[str, Person] = {}
-    for search in plan.plan_patient("Patient", sorted(ids), run.capability, len(run.client.base)):
-        for match in _ask(run, search):
+    replacing: set[str] = set()
+    searches = plan.plan_patient("Patient", sorted(ids), run.capability, len(run.client.base))
+    if searches and run.posts is None:
+        _try_post(run, searches[0])
+    for search, matches in _ask_all(run, pool, searches):
+        for match in matches:
             if match.id not in search.patients:
                 raise _ignored(run, search, "_id")
             _take(run, match, [match.id])
-            found[match.id] = selection.person(_key(run, match), run.got[_key(run, match)].resource)
+            one = selection.person(_key(run, match), match.resource)
+            found[match.id] = one
+            targets = {
+                target.id
+                for other in one.links
+                if selection.is_replaced_by(match.resource, other)
+                and (target := _target(run, other)) is not None
+                and target.type == "Patient"
+            }
+            replacing |= targets
     if lost := ids - set(found):
         if lost & required:
             raise IncompleteError(
@@ -367,10 +545,27 @@ def _patients(run: _Crawl, ids: set[str], required: set[str], missing: set[str])
                 "are not given; check the scope of the token"
             )
         missing |= lost
-    return found
+    return found, replacing
 
 
-def _linking(run: _Crawl, people: dict[str, Person]) -> set[str]:
+def _try_post(run: _Crawl, search: Search) -> None:
+    """Find out, with the first search that names persons, whether the server takes searches by POST.
+
+    No CapabilityStatement says so. One that refuses them, or does not read the form and so answers with others, is asked
+    by GET from then on; the ids of FHIR are no names.
+    """
+    try:
+        found = count(run.client, search.type, search.params, post=True)
+        run.posts = found is None or found <= len(search.patients)
+    except RefusedError as error:
+        if error.status not in _NO_POST:
+            raise
+        run.posts = False
+    except IncompleteError:
+        run.posts = False
+
+
+def _linking(run: _Crawl, pool: ThreadPoolExecutor, people: dict[str, Person]) -> set[str]:
     """The ids of Patient records that link to these, where the server can be asked (`Patient?link=`)."""
     if not people:
         return set()
@@ -378,56 +573,61 @@ def _linking(run: _Crawl, people: dict[str, Person]) -> set[str]:
         _warn(run, "the server lists no search Patient?link: records merged elsewhere may be missing")
         return set()
     ids: set[str] = set()
-    for batch in plan.plan_ids("Patient", sorted(people), len(run.client.base) + 200):
-        value = ",".join(f"Patient/{plan.escaped(one)}" for one in batch.patients)
-        search = Search("Patient", (("link", value), ("_count", "200")), optional=True, patients=batch.patients)
-        try:
-            matches = _ask(run, search)
-        except RefusedError as error:
-            if error.status not in _NOT_TAKEN:
-                raise
-            _warn(run, f"the server refuses Patient?link ({error.status}): records merged elsewhere may be missing")
-            return ids
+    searches = [
+        Search("Patient", (("link", value), ("_count", "200")), optional=True, patients=batch.patients)
+        for batch in plan.plan_ids("Patient", sorted(people), len(run.client.base) + 200)
+        for value in (",".join(f"Patient/{plan.escaped(one)}" for one in batch.patients),)
+    ]
+    try:
+        answers = list(_ask_all(run, pool, searches))
+    except RefusedError as error:
+        if error.status not in _NOT_TAKEN:
+            raise
+        _warn(run, f"the server refuses Patient?link ({error.status}): records merged elsewhere may be missing")
+        return ids
+    for search, matches in answers:
         for match in matches:
             linked = match.resource.get("link")
             links = linked if isinstance(linked, list) else []
             targets = [_target(run, link.get("other")) for link in links if isinstance(link, dict)]
-            if not any(target is not None and target.id in batch.patients for target in targets):
+            if not any(target is not None and target.id in search.patients for target in targets):
                 raise _ignored(run, search, "link")
             one = selection.person(_key(run, match), match.resource)
             # `seealso` and `refer` point to a patient too, and are no merging.
-            if any(target is not None and target.id in batch.patients for target in map(_linker(run), one.links)):
+            merging = [_target(run, other) for other in one.links]
+            if any(target is not None and target.id in search.patients for target in merging):
                 ids.add(match.id)
     return ids
 
 
-def _linker(run: _Crawl) -> Callable[[object], Key | None]:
-    return lambda reference: _target(run, reference)
-
-
-def _sharing(run: _Crawl, people: dict[str, Person]) -> set[str]:
-    """The ids of Patient records with an identifier of these, by POST: an identifier does not belong in a URL."""
+def _sharing(run: _Crawl, pool: ThreadPoolExecutor, people: dict[str, Person]) -> set[str]:
+    """The ids of Patient records with an identifier of these; asked by POST only: an identifier belongs in no URL."""
     identifiers = sorted({identifier for one in people.values() for identifier in one.identifiers})
     if not identifiers:
         return set()
     if "identifier" not in run.types["Patient"]:
         _warn(run, "the server lists no search Patient?identifier: records with a shared identifier may be missing")
         return set()
+    if run.posts is False:
+        _warn(run, "the server takes no search by POST: records with a shared identifier may be missing")
+        return set()
     ids: set[str] = set()
-    for start in range(0, len(identifiers), plan.BATCH):
-        batch = set(identifiers[start : start + plan.BATCH])
-        value = ",".join(f"{plan.escaped(system)}|{plan.escaped(one)}" for system, one in sorted(batch))
-        search = Search("Patient", (("identifier", value), ("_count", "200")), optional=True)
-        try:
-            matches = _ask(run, search, post=True)
-        except RefusedError as error:
-            if error.status not in _NOT_TAKEN:
-                raise
-            _warn(
-                run,
-                f"the server refuses Patient/_search ({error.status}): records with a shared identifier may be missing",
-            )
-            return ids
+    batches = [identifiers[start : start + plan.BATCH] for start in range(0, len(identifiers), plan.BATCH)]
+    searches = [
+        Search("Patient", (("identifier", value), ("_count", "200")), optional=True)
+        for batch in batches
+        for value in (",".join(f"{plan.escaped(system)}|{plan.escaped(one)}" for system, one in batch),)
+    ]
+    try:
+        answers = list(_ask_all(run, pool, searches))
+    except RefusedError as error:
+        if error.status not in _NOT_TAKEN:
+            raise
+        _warn(
+            run, f"the server refuses Patient/_search ({error.status}): records with a shared identifier may be missing"
+        )
+        return ids
+    for (search, matches), batch in zip(answers, map(set, batches), strict=True):
         for match in matches:
             one = selection.person(_key(run, match), match.resource)
             if not one.identifiers & batch:
@@ -450,27 +650,70 @@ def _has_old_identifier(match: Match, batch: set[tuple[str, str]]) -> bool:
 # -------------------------------------------------------------------------------------------------- what is about them
 
 
-def _of_patients(run: _Crawl, kind: str, ids: list[str], known: set[Key]) -> None:
-    """Fetch all of one type of these patients; of what is known to be theirs, nothing may be missing."""
-    if kind not in run.types:
-        _warn(run, f"the server's CapabilityStatement lists no {kind}: none was asked for")
-        return
-    missing = {key for key in known if key.type == kind}
-    for search in plan.plan_patient(kind, ids, run.capability, len(run.client.base)):
-        for part in _parts(run, search):
-            missing -= {_key(run, match) for match in part}
-            for match in part:
-                target = _target(run, selection.subject(match.resource))
-                if target is None or target.type != "Patient" or target.id not in search.patients:
-                    raise _ignored(run, search, search.params[0][0])
-                _take(run, match, [target.id])
-    if missing:
-        raise _lost(run, kind, len(missing))
+def _of_patients(run: _Crawl, pool: ThreadPoolExecutor, ids: list[str], known: set[Key]) -> None:
+    """Fetch all of every type of these patients, side by side; of what is known to be theirs, nothing may be missing."""
+    searches: list[Search] = []
+    for kind in READ_TYPES:
+        if kind in ("Patient", "Medication"):
+            continue
+        if kind in run.types:
+            searches += plan.plan_patient(kind, ids, run.capability, len(run.client.base))
+        elif kind not in run.absent:
+            failure = IncompleteError(
+                f"{run.client.host}: its CapabilityStatement lists no {kind}, so none was asked for; list it under `absent` in "
+                "crmo-fhir.toml if the hospital has none there, or take the pull as it is with --accept-partial"
+            )
+            _fail(run, kind, ids, "unsupported", failure)
+    before = _by_patient(run)
+    for search, answer in zip(searches, pool.map(lambda one: _theirs(run, one, before), searches), strict=True):
+        if isinstance(answer, IncompleteError | ForbiddenError):
+            refused = isinstance(answer, RefusedError | ForbiddenError)
+            _fail(run, search.type, search.patients, "refused" if refused else "truncated", answer)
+            continue
+        for match, owner in answer:
+            _take(run, match, [owner])
+        missing = {
+            key for key in known if key.type == search.type and run.got[key].owners & set(search.patients)
+        } - {_key(run, match) for match, _ in answer}
+        if missing:
+            _fail(run, search.type, search.patients, "truncated", _lost(run, search.type, len(missing)))
 
 
-def _lost(run: _Crawl, kind: str, count: int) -> IncompleteError:
+def _theirs(
+    run: _Crawl, search: Search, before: Mapping[tuple[str, str], list[Match]]
+) -> list[tuple[Match, str]] | IncompleteError | ForbiddenError:
+    """The matches of a search by patient, each with its patient; or why it failed, where that is no reason to end."""
+    with run.lock:
+        for patient in search.patients:
+            if (cell := run.cells.get((patient, search.type))) and cell[0] == "refused":
+                return RefusedError(cell[1], 0)
+    try:
+        found = _changes(run, search, before)
+        matches = [match for part in _parts(run, search) for match in part] if found is None else found
+        return [(match, _owner(run, search, match)) for match in matches]
+    except (IncompleteError, ForbiddenError) as error:
+        return error
+
+
+def _owner(run: _Crawl, search: Search, match: Match) -> str:
+    target = _target(run, selection.subject(match.resource))
+    if target is None or target.type != "Patient" or target.id not in search.patients:
+        raise _ignored(run, search, search.params[0][0])
+    return target.id
+
+
+def _fail(run: _Crawl, kind: str, patients: Iterable[str], state: State, failure: Exception) -> None:
+    """Take down what is missing, once for each way in which a type fails."""
+    assert isinstance(failure, IncompleteError | ForbiddenError)
+    for patient in patients:
+        run.cells[patient, kind] = (state, str(failure))
+    if str(failure) not in {str(other) for other in run.pull.failures}:
+        run.pull.failures.append(failure)
+
+
+def _lost(run: _Crawl, kind: str, number: int) -> IncompleteError:
     return IncompleteError(
-        f"{run.client.host}, {kind} search: the server leaves out {count} records of the patients asked for; its search "
+        f"{run.client.host}, {kind} search: the server leaves out {number} records of the patients asked for; its search "
         "by patient cannot be relied on"
     )
 
@@ -482,17 +725,66 @@ def _parts(run: _Crawl, search: Search) -> list[list[Match]]:
     except RefusedError as error:
         if search.type != "Observation" or error.status not in (400, 422):
             raise
-    _warn(run, "the server gives Observations by category only: those without a standard category are not found")
-    return [
-        _ask(run, Search(search.type, (*search.params, ("category", category)), patients=search.patients))
-        for category in plan.OBSERVATION_CATEGORIES
+        refusal = error
+    searches = [
+        replace(search, params=(*search.params, ("category", category))) for category in plan.OBSERVATION_CATEGORIES
     ]
+    try:
+        parts = [_ask(run, one) for one in searches]
+    except RefusedError:
+        raise refusal from None  # it was not the category that it wanted
+    try:
+        parts.append(_ask(run, replace(search, params=(*search.params, ("category:missing", "true")))))
+    except RefusedError:
+        _warn(run, "the server gives Observations by category only: those without a standard category are not found")
+    return parts
 
 
-def _hydrate(run: _Crawl, ids: set[str]) -> None:
+# ------------------------------------------------------------------------------------------------------------ increments
+
+
+def _by_patient(run: _Crawl) -> dict[tuple[str, str], list[Match]]:
+    """The records of the earlier pull as matches, by patient and type."""
+    found: dict[tuple[str, str], list[Match]] = defaultdict(list)
+    for record in run.earlier.records if run.earlier else ():
+        resource = msgspec.json.decode(record.text)
+        target = _target(run, selection.subject(resource))
+        if record.base == run.client.base and target is not None and target.type == "Patient":
+            match = Match(record.type, record.id, resource, record.text, record.full_url, 1)
+            found[target.id, record.type].append(match)
+    return found
+
+
+def _changes(
+    run: _Crawl, search: Search, before: Mapping[tuple[str, str], list[Match]]
+) -> list[Match] | None:
+    """What the earlier pull has of a search, brought up to date; None where all of it must be asked for.
+
+    Asked for is what was written since. Then the server's count of the whole tells whether something was deleted or went to
+    somebody else: what we hold after the update can only be too much.
+    """
+    earlier = run.earlier
+    if earlier is None or "_lastUpdated" not in run.types.get(search.type, ()):
+        return None
+    if any((patient, search.type) not in earlier.whole for patient in search.patients):
+        return None
+    changed = replace(search, params=(*search.params, ("_lastUpdated", f"ge{earlier.since}")))
+    try:
+        fresh = {match.id: match for match in _ask(run, changed)}
+    except IncompleteError:
+        return None  # a server that ignores or refuses _lastUpdated is asked for everything
+    held = {match.id: match for patient in search.patients for match in before.get((patient, search.type), ())}
+    held |= fresh
+    return list(held.values()) if _counted(run, search) == len(held) else None
+
+
+# --------------------------------------------------------------------------------------------------------- what is meant
+
+
+def _hydrate(run: _Crawl, pool: ThreadPoolExecutor, ids: set[str]) -> None:
     """Fetch the Medications, Encounters, ImagingStudies and MedicationRequests that are referred to, to the end.
 
-    One that is about a patient of these `ids` was left out by the search for all of that patient's (IncompleteError).
+    One that is about a patient of these `ids` was left out by the search for all of that patient's, which is then truncated.
     """
     lost: Counter[str] = Counter()
     done: set[Key] = set()
@@ -501,52 +793,56 @@ def _hydrate(run: _Crawl, ids: set[str]) -> None:
         asked: dict[Key, set[str]] = {}
         for key in fresh:
             done.add(key)
-            for reference in selection.wanted(run.got[key].resource):
+            for reference in run.got[key].refers:
                 target = _target(run, reference)
                 if target is not None and target.type in HYDRATED:
                     asked.setdefault(target, set()).update(run.got[key].owners)
         for target, owners in asked.items():
-            if target in run.got and selection.subject(run.got[target].resource) is None:
+            if target in run.got and run.got[target].about is None:
                 run.got[target].owners |= owners
         for kind in HYDRATED:
             keys = {key for key in asked if key.type == kind} - set(run.got) - tried
             tried |= keys
-            for match in _by_id(run, kind, sorted(key.id for key in keys)):
-                subject = selection.subject(match.resource)
-                about = _target(run, subject)
-                if subject is None:
-                    _take(run, match, asked[_key(run, match)])
-                elif about is None or about.type != "Patient" or about.id not in ids:
-                    continue  # somebody else's
-                elif kind in run.types:
-                    raise _lost(run, kind, 1)
-                else:
-                    _take(run, match, [about.id])
+            try:
+                matches = _by_id(run, pool, kind, sorted(key.id for key in keys))
+            except (RefusedError, ForbiddenError) as error:
+                _fail(run, kind, {owner for key in keys for owner in asked[key]}, "refused", error)
+                continue
+            for match in matches:
+                _take_meant(run, match, asked[_key(run, match)], ids)
             lost[kind] += len(keys - set(run.got))
-    for kind, count in sorted(lost.items()):
-        if count:
-            _warn(run, f"{count} {kind} resources are referred to and not given by the server (or somebody else's)")
+    for kind, number in sorted(lost.items()):
+        if number:
+            _warn(run, f"{number} {kind} resources are referred to and not given by the server (or somebody else's)")
 
 
-def _by_id(run: _Crawl, kind: str, ids: list[str]) -> list[Match]:
+def _take_meant(run: _Crawl, match: Match, owners: set[str], ids: set[str]) -> None:
+    """Take a resource that others refer to, unless it is about somebody else."""
+    subject = selection.subject(match.resource)
+    about = _target(run, subject)
+    if subject is None:
+        _take(run, match, owners)
+    elif about is not None and about.type == "Patient" and about.id in ids:
+        if match.type in run.types and (about.id, match.type) not in run.cells:
+            _fail(run, match.type, [about.id], "truncated", _lost(run, match.type, 1))
+        _take(run, match, [about.id])
+
+
+def _by_id(run: _Crawl, pool: ThreadPoolExecutor, kind: str, ids: list[str]) -> list[Match]:
     """Resources by id, in batches; one by one those a search does not give."""
     found: list[Match] = []
     searches = plan.plan_ids(kind, ids, len(run.client.base)) if kind in run.types else []
-    for search in searches:
-        try:
-            matches = _ask(run, search)
-        except RefusedError as error:
-            if error.status not in _NOT_TAKEN:
-                raise
-            break
-        if any(match.id not in search.patients for match in matches):
-            raise _ignored(run, search, "_id")
-        found += matches
-    for identity in sorted(set(ids) - {match.id for match in found}):
-        match = _read(run, kind, identity)
-        if match is not None:
-            found.append(match)
-    return found
+    try:
+        for search, matches in _ask_all(run, pool, searches):
+            if any(match.id not in search.patients for match in matches):
+                raise _ignored(run, search, "_id")
+            found += matches
+    except RefusedError as error:
+        if error.status not in _NOT_TAKEN:
+            raise
+    missing = sorted(set(ids) - {match.id for match in found})
+    read = pool.map(lambda identity: _read(run, kind, identity), missing)
+    return found + [match for match in read if match is not None]
 
 
 def _read(run: _Crawl, kind: str, identity: str) -> Match | None:
@@ -567,6 +863,9 @@ def _report(run: _Crawl, ids: list[str]) -> None:
     """Put the records in order and write the ledger of patients and types."""
     run.pull.records = [run.got[key].record for key in sorted(run.got)]
     run.pull.type_counts = dict(sorted(run.counts.items()))
+    run.pull.searches.sort(key=lambda one: (str(one["type"]), str(one["query"]), str(one["matches"])))
+    times = [moment for date in (run.client.server_date, *run.times) if (moment := _instant(date)) is not None]
+    run.pull.server_time = _fhir_instant(min(times)) if times else ""
     if run.unverified:
         _warn(run, f"{run.unverified} searches came without a total: that they are whole rests on their links alone")
     owned: Counter[tuple[str, str]] = Counter()
@@ -575,7 +874,8 @@ def _report(run: _Crawl, ids: list[str]) -> None:
             owned[owner, key.type] += 1
     for patient in ids:
         for kind in READ_TYPES:
-            count = owned[patient, kind]
-            state = "complete" if count else "empty" if kind in run.types else "unsupported"
-            reason = "not in the CapabilityStatement" if state == "unsupported" else ""
-            run.pull.ledger.append(LedgerRow(patient, kind, state, count, reason))
+            number = owned[patient, kind]
+            state, reason = run.cells.get((patient, kind), ("complete" if number else "empty", ""))
+            if kind in run.absent and kind not in run.types and not number:
+                reason = "the hospital says that it has none there"
+            run.pull.ledger.append(LedgerRow(patient, kind, state, number, reason))

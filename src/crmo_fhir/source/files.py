@@ -23,9 +23,9 @@ import msgspec
 
 from crmo_fhir.errors import IncompleteError, UsageError
 from crmo_fhir.fhir import references, strict
-from crmo_fhir.fhir.client import is_subsetted
 from crmo_fhir.fhir.codings import CodeSet
 from crmo_fhir.fhir.references import Identifier, Key
+from crmo_fhir.fhir.search import is_subsetted
 from crmo_fhir.model.records import READ_TYPES, Broken, LedgerRow, Pull, Record, SourceFile
 from crmo_fhir.source import selection
 from crmo_fhir.source.selection import HYDRATED, Person
@@ -138,8 +138,8 @@ class _Kept:
     document: str
 
 
-def select_candidates(path: Path, crmo: CodeSet, text: CodeSet) -> Pull:
-    """Read a folder or file and keep the candidates' records.
+def select_candidates(path: Path, crmo: CodeSet, text: CodeSet, *, base: str | None = None) -> Pull:
+    """Read a folder or file and keep the candidates' records; `base` is the service base they come from, where it is known.
 
     Raises UsageError for a path that is not there; IncompleteError where nothing is FHIR, Patient or Condition is absent
     altogether, a gzip file is cut or damaged, a line is over the limit, or the data are XML, DSTU2 or STU3. What cannot
@@ -148,7 +148,7 @@ def select_candidates(path: Path, crmo: CodeSet, text: CodeSet) -> Pull:
     if not path.exists():
         raise UsageError(f"there is no file or folder {path}")
     pull = Pull(source=str(path))
-    found = _Found()
+    found = _Found(own_base=base)
     listed = _listed(path, pull)
     for file_path, name in listed:
         _look_at(file_path, name, found, pull)
@@ -737,7 +737,7 @@ def _is_nobodys(key: Key, resource: dict[str, Any], piece: _Piece, found: _Found
     if target.type not in ("", "Patient"):
         return False
     # In the first pass nobody knew yet that the references name the base of the whole source.
-    base = None if target.base == found.own_base else target.base
+    base = None if target.base == found.own_base and not found.has_base else target.base
     return hash((base, target.id)) not in found.patients
 
 

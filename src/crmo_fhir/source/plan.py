@@ -49,6 +49,8 @@ _SKS_DIAGNOSIS = re.compile(r"D[A-Z]\d{2,}")
 _SKS_SIDES = ("+TUL1", "+TUL2", "+TUL3")
 _SPECIAL = re.compile(r"([\\,|$])")
 _ALTERNATIVE = re.compile(r"(?:\\.|[^,\\])+")
+ABOUT_PERSONS = frozenset({"_id", "identifier", "link", "patient", "subject"})
+"""Parameters whose values name persons, or what is theirs."""
 _USED = frozenset({"_id", "code", "identifier", "link", "patient", "subject"})
 
 
