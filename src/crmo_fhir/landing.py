@@ -13,6 +13,7 @@ import io
 import json
 import os
 import shutil
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -109,22 +110,15 @@ class Journal:
     """
 
     def __init__(self, study: Path, request: Mapping[str, Any]) -> None:
-        """Go on with the journal of this request, or begin one; what is older than `JOURNAL_HOURS` is dropped."""
+        """Go on with the journal of this request, or begin one with the first answer; an old one is dropped."""
         self.folder = study / ".journal"
-        head = self.folder / "request.json"
-        if head.is_file() and time.time() - head.stat().st_mtime > JOURNAL_HOURS * 3600:
+        self._head = self.folder / "request.json"
+        self._request = dict(request)
+        self._lock = threading.Lock()
+        if self._head.is_file() and time.time() - self._head.stat().st_mtime > JOURNAL_HOURS * 3600:
             self.clear()
-        self.folder.mkdir(mode=0o700, exist_ok=True)
         for left in self.folder.glob("*.new"):
             left.unlink()
-        if not head.is_file():
-            text = json.dumps({"format": FORMAT, "request": dict(request)}, indent=1, sort_keys=True)
-            _write(self.folder / "request.json.new", text)
-            (self.folder / "request.json.new").replace(head)
-
-    def __len__(self) -> int:
-        """How many answers there are."""
-        return sum(1 for _ in self.folder.glob("*.answer"))
 
     def recall(self, key: str) -> "Answer | None":
         """The answer kept under a key, or None."""
@@ -141,6 +135,9 @@ class Journal:
 
     def keep(self, key: str, answer: "Answer") -> None:
         """Keep an answer; IntegrityError where the disk does not take it."""
+        with self._lock:
+            if not self._head.is_file():
+                self._begin()
         said = {
             "status": answer.status,
             "headers": {name: answer.headers[name] for name in ("date", "content-type") if name in answer.headers},
@@ -152,6 +149,12 @@ class Journal:
         # Not synced: a power cut may lose answers, which are then asked for again, and the hash finds a torn one.
         _write_bytes(staged, json.dumps(said).encode() + b"\n" + answer.body, sync=False)
         staged.replace(self.folder / f"{key}.answer")
+
+    def _begin(self) -> None:
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        text = json.dumps({"format": FORMAT, "request": self._request}, indent=1, sort_keys=True)
+        _write(self.folder / "request.json.new", text)
+        (self.folder / "request.json.new").replace(self._head)
 
     def forget(self, keys: Iterable[str]) -> None:
         """Drop answers that turned out not to be whole."""

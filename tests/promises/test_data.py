@@ -298,7 +298,7 @@ def test_promise_52_units_that_do_not_fit_are_not_mixed_in(crmo, tmp_path):
     import pandas as pd
 
     labs = pd.read_parquet(study / "cohort" / "labs.parquet")
-    values = dict(zip(labs["sources"].astype(str), labs["value"], strict=True))
+    values = dict(zip(labs["lab"].astype(str), labs["value"], strict=True))
     assert [v for s, v in values.items() if "l1" in s or "l2" in s] == [12.0, 12.0]
     assert not any(v in (7.0, 9.0) for v in values.values())
     assert "unit" in attrition(study) + (study / "cohort" / "unmapped.csv").read_text()

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from crmo_fhir.errors import IncompleteError, UsageError
 from crmo_fhir.export.table1 import STRATIFIERS, Figures, interval, percent, round_half_away
+from crmo_fhir.model.records import WHOLE
 from crmo_fhir.model.results import Result
 from crmo_fhir.model.study import Study
 
@@ -268,6 +269,7 @@ def _narrative(figures: Figures, study: Study, measure: Mapping[str, Any]) -> st
     heads = "".join(f"<th>{head}</th>" for head in ("Group", "n", "N", "%", "95 % CI", "Initial population"))
     lines = [
         f"<p>{_escaped(measure['title'])}. Diagnosed {period}. Reported by: {_escaped(study.reporter)}.</p>",
+        *([f"<p>{_escaped(_partial(study))}</p>"] if not study.complete else []),
         f"<table><thead><tr>{heads}</tr></thead><tbody>",
     ]
     for group in measure["group"]:
@@ -278,6 +280,12 @@ def _narrative(figures: Figures, study: Study, measure: Mapping[str, Any]) -> st
             name = STRATIFIERS.get(key, key)
             lines.extend(_narrative_row(f"– {name}: {r.stratum}", r) for r in figures.strata(group["id"], key) if r.N)
     return f'<div xmlns="http://www.w3.org/1999/xhtml">{"".join(lines)}</tbody></table></div>'
+
+
+def _partial(study: Study) -> str:
+    """What the reader of a partial report must know: which cells of the ledger are missing."""
+    missing = ", ".join(f"{state} {cells}" for state, cells in sorted(study.ledger.items()) if state not in WHOLE)
+    return f"Partial: not every record came from the source ({missing or 'see the ledger'}), so figures may be too small."
 
 
 def _narrative_row(name: str, row: Result, initial: str = "") -> str:

@@ -391,9 +391,16 @@ class FhirClient:
         """Send something that changes the server, once and never again; statuses in `expect` come back as answers."""
         url = self.url(url_or_path)
         try:
-            return self._once(method, url, body, {"Content-Type": FHIR_JSON, **headers}, expect)
+            return self._once(method, url, body, {**({"Content-Type": FHIR_JSON} if body else {}), **headers}, expect)
         except _AgainError as again:
             raise NetworkError(f"{self.host}: {again.reason}; whether it was stored is not known") from again
+
+    def pause(self, url: str, reason: str, attempt: int, wait: float | None = None) -> None:
+        """Wait as after a failed attempt (`attempt` counts from 0), where a caller finds that an answer will pass.
+
+        `wait` is what the server asked for, in seconds. NetworkError where the retry budget does not hold it.
+        """
+        self._wait_again(_AgainError(reason, wait), attempt, 0.0, f"{self.host}, {self.shown(url)}")
 
     def post_form(self, url: str, fields: Mapping[str, str]) -> Answer:
         """Send a form to a token endpoint, once, without credentials and without following a redirect.
