@@ -171,6 +171,11 @@ def export_folder(study: Path) -> Path:
     return study / ".export"
 
 
+def drop_export(study: Path) -> None:
+    """Remove the files of a bulk export."""
+    shutil.rmtree(export_folder(study), ignore_errors=True)
+
+
 def land(
     study: Path,
     pull: Pull,
@@ -236,6 +241,7 @@ def land(
                 for f in sorted(pull.files, key=lambda f: f.name)
             ],
             "searches": pull.searches,
+            "exports": pull.exports,
         },
         "files": files,
         "missing": [{"type": kind, "state": state, "patients": n} for (kind, state), n in sorted(missing.items())],

@@ -194,9 +194,10 @@ def _fetch(
     pull.way = {"mode": way.mode, "level": way.level, "reason": way.reason}
 
     def landed() -> None:
-        if way.mode == "bulk":
-            # The server's copy goes only when ours is known to be whole.
-            bulk.finish(client, landing.export_folder(study), delete=landing.is_complete(study))
+        if landing.is_complete(study):
+            bulk.finish(client, landing.export_folder(study))
+        else:
+            landing.drop_export(study)  # the server's copy goes only when ours is whole
         journal.clear()
         client.close()
 
@@ -265,20 +266,24 @@ def _export(
     from crmo_fhir import landing
     from crmo_fhir.source import bulk
 
-    folder = landing.export_folder(study)
+    folder, whole = landing.export_folder(study), level == "system"
     if earlier is not None:
         export = bulk.export(
             client, capability, folder, level, since=earlier.since, note=voice.note, progress=voice.progress
         )
-        if export.deletions:
+        if export.deletions and bulk.are_dated(folder, export):
             landing.write_lines(folder / "earlier", earlier.records)
             pull = _select(folder, artifacts, client.base)
-            if not bulk.is_beyond(pull, earlier):
-                return bulk.accounted(pull, export, client, capability, level)
+            known = {patient for patient, _ in earlier.whole}
+            if not pull.unresolved and known.issuperset(row.patient for row in pull.ledger):
+                bulk.account_for(pull, export, client, capability, whole=False, known=earlier.counts)
+                return pull
         voice.note("the changes alone do not tell all: everything is exported")
-        bulk.finish(client, folder, delete=True)
+        bulk.finish(client, folder)
     export = bulk.export(client, capability, folder, level, note=voice.note, progress=voice.progress)
-    return bulk.accounted(_select(folder, artifacts, client.base), export, client, capability, level)
+    pull = _select(folder, artifacts, client.base)
+    bulk.account_for(pull, export, client, capability, whole=whole, known={})
+    return pull
 
 
 def _earlier(study: Path, updated_since: str) -> "Earlier | None":
@@ -308,7 +313,7 @@ def _earlier(study: Path, updated_since: str) -> "Earlier | None":
     with (study / "raw" / "ledger.csv").open(encoding="utf-8") as text:
         whole = frozenset((row["patient"], row["type"]) for row in csv.DictReader(text) if row["state"] in WHOLE)
     instant = since.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return Earlier(instant, tuple(landing.read_records(raw)), whole)
+    return Earlier(instant, tuple(landing.read_records(raw)), whole, raw.manifest["source"]["records"])
 
 
 def probe(

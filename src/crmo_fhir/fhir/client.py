@@ -393,7 +393,8 @@ class FhirClient:
         try:
             return self._once(method, url, body, {**({"Content-Type": FHIR_JSON} if body else {}), **headers}, expect)
         except _AgainError as again:
-            raise NetworkError(f"{self.host}: {again.reason}; whether it was stored is not known") from again
+            where = f"{self.host}, {self.shown(url)}"
+            raise NetworkError(f"{where}: {again.reason}; whether the server took it is not known") from again
 
     def pause(self, url: str, reason: str, attempt: int, wait: float | None = None) -> None:
         """Wait as after a failed attempt (`attempt` counts from 0), where a caller finds that an answer will pass.

@@ -107,7 +107,8 @@ class Pull:
     """What came from a source: the candidates' records and the account of how they came.
 
     `failures` are what makes it partial, in the order in which they count; `server_time` is the instant from which a later
-    pull must look for changes (the server's clock), empty where it shows none; `way` says how it was fetched and why.
+    pull must look for changes (the server's clock), empty where it shows none; `way` says how it was fetched and why; `exports`
+    are the files of a bulk export; `unresolved` counts the resources that others refer to and that did not come.
     """
 
     records: list[Record] = field(default_factory=list)
@@ -124,3 +125,5 @@ class Pull:
     failures: list[CrmoFhirError] = field(default_factory=list)
     server_time: str = ""
     way: dict[str, str] = field(default_factory=dict)
+    exports: list[dict[str, object]] = field(default_factory=list)
+    unresolved: int = 0

@@ -37,9 +37,19 @@ import msgspec
 
 from crmo_fhir.errors import CrmoFhirError, IncompleteError, IntegrityError, NetworkError, SignInError, UsageError
 from crmo_fhir.fhir import strict
-from crmo_fhir.fhir.client import FHIR_JSON, MAX_RETRY_AFTER, NDJSON, Answer, FhirClient, RefusedError, retry_after
+from crmo_fhir.fhir.client import (
+    FHIR_JSON,
+    MAX_RETRY_AFTER,
+    NDJSON,
+    Answer,
+    FhirClient,
+    ForbiddenError,
+    RefusedError,
+    retry_after,
+)
 from crmo_fhir.fhir.outcomes import issue_codes, said
-from crmo_fhir.model.records import READ_TYPES
+from crmo_fhir.fhir.search import count
+from crmo_fhir.model.records import READ_TYPES, Pull
 
 LEVELS = {"export": "system", "patient-export": "patient", "group-export": "group"}
 """The operations of the Bulk Data IG, by the last part of their canonical URLs, and the level of each."""
@@ -58,7 +68,8 @@ _TYPE = re.compile(r"[A-Z][A-Za-z]{1,63}")
 _GROUP = re.compile(r"(?!\.\.?$)[A-Za-z0-9.-]{1,64}")
 _SEVERITIES = ("fatal", "error", "warning", "information", "success")
 _TRANSIENT = {"transient", "timeout", "throttled"}
-_NOT_FHIR = (408, 502, 503, 504)
+_TOOK_NONE = (429, 503)
+_GATEWAY = (408, 502, 503, 504)
 _JOB_FAILURES = frozenset(range(400, 600)) - {401, 403}
 _Kind = Literal["output", "deleted", "outcome"]
 
@@ -118,23 +129,33 @@ class _Asked(msgspec.Struct, frozen=True):
 
 
 class _Job(msgspec.Struct):
-    """The state of an export. `transactionTime`, `request` and `files` make who reads the folder take it for a manifest."""
+    """The state of an export: what was asked for, which of its types the server was asked for, and how far it came.
+
+    Its names make `source.files` take it for the manifest it is, and the base of the files from its `request`. `others`
+    are the files of types that were not asked for.
+    """
 
     transaction_time: str = msgspec.field(name="transactionTime")
     request: str
     asked: _Asked
+    types: tuple[str, ...]
     status_url: str
     files: list[_File] = []
     done: dict[str, _Done] = {}
     deletions: bool = False
-    warnings: list[str] = []
+    others: int = 0
 
 
 class _Line(msgspec.Struct):
     """As much of a resource as must be looked at."""
 
-    resourceType: str = ""  # noqa: N815
-    entry: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    type: str = msgspec.field(name="resourceType", default="")
+
+
+class _Deletions(_Line):
+    """As much of a Bundle of deletions."""
+
+    entry: list[msgspec.Raw] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,12 +194,14 @@ class _Run:
 
     def named(self) -> list[tuple[str, _File]]:
         """The files with the names they have here, which are made of nothing a server says but a type we asked for."""
-        names = {
-            "output": lambda n, file: f"{n}.{file.type or 'mixed'}.ndjson",
-            "deleted": lambda n, _: f"deleted.{n}.ndjson",
-            "outcome": lambda n, _: f".outcome.{n}.ndjson",  # hidden: not among the data
-        }
-        return [(names[file.kind](n, file), file) for n, file in enumerate(self.job.files, 1)]
+        return [(_name(number, file), file) for number, file in enumerate(self.job.files, 1)]
+
+
+def _name(number: int, file: _File) -> str:
+    if file.kind == "output":
+        return f"{number}.{file.type or 'mixed'}.ndjson"
+    # What the server says of the export itself is not among the data: hidden.
+    return f"deleted.{number}.ndjson" if file.kind == "deleted" else f".outcome.{number}.ndjson"
 
 
 # ------------------------------------------------------------------------------------------------- what a server declares
@@ -270,22 +293,21 @@ def export(
         except _GoneError:
             client.tell(f"{client.host}: the export of the earlier run is no longer there; a new one is begun")
     answer, kick_off = _begin(client, path, asked, _KickOff(_is_stu4(capability), asked.types))
-    job = _Job("", f"{client.base}/{path}", asked, _status_url(client, answer))
-    if kick_off.types != asked.types:
-        job.warnings.append("the server's export at this level leaves out Medication; those referred to must be read apart")
+    job = _Job("", f"{client.base}/{path}", asked, kick_off.types, _status_url(client, answer))
     _clear(folder)
     run = _Run(client, folder, job, note, progress)
     _save(run)
-    return _fetch(run, _asked_wait(answer) or 1.0)
+    return _fetch(run, _polite(run, _asked_wait(answer), 0))
 
 
-def finish(client: FhirClient, folder: Path) -> None:
+def finish(client: FhirClient, folder: Path, *, delete: bool = True) -> None:
     """Delete the job on the server, when all it gave is landed and verified, and remove `folder`.
 
     A server that has no such job (404, 410) or does not do that (405, 501) is fine; where the request fails, the user is
-    told. Whatever a killed run left of the folder is removed. IntegrityError where it cannot be.
+    told. Without `delete` the job stays on the server: what came of it was not whole. Whatever a killed run left of the
+    folder is removed. IntegrityError where it cannot be.
     """
-    job = _recalled(folder)
+    job = _recalled(folder) if delete else None
     if job is not None:
         try:
             client.send("DELETE", job.status_url, b"", {"Accept": FHIR_JSON}, expect=(404, 405, 410, 501))
@@ -358,17 +380,10 @@ def _kick_off(client: FhirClient, path: str, asked: _Asked, kick_off: _KickOff) 
         formats = [("_outputFormat", NDJSON)] if kick_off.formatted else []
         url = client.url(path, [("_type", ",".join(kick_off.types)), *since, *filters, *formats])
         method, body = "GET", b""
-    for attempt in range(1_000_000):
-        try:
-            answer = client.send(method, url, body, headers, expect=(429, 503))
-        except NetworkError as error:
-            raise NetworkError(
-                f"{client.host}, $export: no whole answer to the kick-off; whether the server began an export is not "
-                "known; run again"
-            ) from error
-        if answer.status not in (429, 503):
-            break
+    attempt = 0
+    while (answer := client.send(method, url, body, headers, expect=_TOOK_NONE)).status in _TOOK_NONE:
         client.pause(url, f"the server answers {answer.status}", attempt, _asked_wait(answer))
+        attempt += 1
     if answer.status != 202:
         raise IncompleteError(
             f"{client.host}, $export: the server answers {answer.status} instead of 202, so it has begun no export; take "
@@ -433,10 +448,8 @@ def _manifest(run: _Run, url: str, wait: float) -> tuple[dict[str, Any], str]:
             wait = _polite(run, asked, looks)
             looks, waited = looks + 1, waited + wait
             if waited > MAX_WAITING or too_soon > MAX_TOO_SOON:
-                raise NetworkError(
-                    f"{run.where}: not ready after {waited / 3600:.1f} h of waiting; run again later, the same export is "
-                    "gone on with"
-                )
+                why = f"not ready after {MAX_WAITING / 3600:.0f} h" if waited > MAX_WAITING else "429 again and again"
+                raise NetworkError(f"{run.where}: {why}; run again later, it goes on with the same export")
             percent = re.search(r"\d{1,3}(\.\d{1,2})?\s?%", answer.headers.get("x-progress", ""))
             share = f" ({percent[0]})" if percent else ""
             run.note(f"the server prepares the export{share}; the next look is in {wait:.0f} s")
@@ -466,7 +479,7 @@ def _refuse_failure(run: _Run, answer: Answer, status: int, asked: float | None)
     codes = issue_codes(outcome, _SEVERITIES)
     if _TRANSIENT.intersection(codes) or (status == 503 and asked is not None):
         return
-    if status in _NOT_FHIR and not codes:  # of a gateway, which knows nothing of the job
+    if status in _GATEWAY and not codes:  # of a gateway, which knows nothing of the job
         return
     words = said(outcome, (*run.job.asked.types, "$export"))
     shown = f"{status} ({words})" if words else f"{status}"
@@ -505,9 +518,8 @@ def _manifests(run: _Run, wait: float) -> list[_File]:
         if url in seen or without_news > MAX_MANIFESTS_WITHOUT_NEWS:
             raise IncompleteError(f"{run.where}: the links of the manifests go in circles; {run.anew}")
     # Of several snapshots the earliest: what changed after it comes again with the next pull.
-    job.transaction_time, job.deletions = min(times, key=datetime.fromisoformat), deletions
-    if others:
-        job.warnings.append(f"{others} files of the export are of types that were not asked for; they were not fetched")
+    job.transaction_time = min(times, key=datetime.fromisoformat)
+    job.deletions, job.others = deletions, others
     return files
 
 
@@ -541,7 +553,8 @@ def _files_of(run: _Run, manifest: Mapping[str, Any], place: str) -> tuple[list[
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
             raise _ill(run, member)
         for item in items:
-            url, count, type_name = item.get("url"), item.get("count"), {"deleted": "Bundle"}.get(kind, "OperationOutcome")
+            url, count = item.get("url"), item.get("count")
+            type_name = "Bundle" if kind == "deleted" else "OperationOutcome"
             if not isinstance(url, str) or not url.strip():
                 raise _ill(run, f"{member}.url")
             if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 0):
@@ -562,7 +575,6 @@ def _renewed(run: _Run, index: int, stale: _File) -> _File:
     """The same file by the link of a newer manifest, which is asked for unless another thread has done so."""
     with run.state:
         if run.job.files[index] is stale:
-            run.job.warnings.clear()
             files = _manifests(run, 0.0)
             if [(file.kind, file.type, file.count) for file in files] != [
                 (file.kind, file.type, file.count) for file in run.job.files
@@ -607,7 +619,7 @@ def _download(run: _Run, index: int, name: str) -> _Done:
         return done
     try:
         got = run.client.download(file.url, path, signed=file.signed, accept=NDJSON)
-    except (RefusedError, SignInError) as error:
+    except (RefusedError, ForbiddenError) as error:
         if isinstance(error, RefusedError) and error.status not in (404, 410):
             raise
         file = _renewed(run, index, file)
@@ -642,11 +654,11 @@ def _check(run: _Run, path: Path, file: _File, where: str) -> tuple[int, dict[st
     The head of a block in a file organised by patient (a Parameters) is no data. IncompleteError where a line is a resource
     of another type, the last one is cut, or they are not as many as declared.
     """
-    decoder = msgspec.json.Decoder(_Line)
+    decoder = msgspec.json.Decoder(_Deletions if file.kind == "deleted" else _Line)
     counts: Counter[str] = Counter()
     lines, entries, is_cut = 0, 0, False
     for line, is_ended in _lines(path, where, MAX_LINE):
-        if line[:64].lstrip()[:1] == b"<" and not lines:
+        if not lines and line[:64].lstrip()[:1] == b"<":
             raise IncompleteError(f"{where}: an HTML or XML page instead of NDJSON; {run.anew}")
         try:
             found, is_cut = decoder.decode(line), False
@@ -656,15 +668,13 @@ def _check(run: _Run, path: Path, file: _File, where: str) -> tuple[int, dict[st
             # No JSON, which is for who reads the data to judge, unless it is the end of the file.
             lines, is_cut = lines + 1, not is_ended or "truncated" in str(error)
             continue
-        kind = found.resourceType
-        if not file.type and kind == "Parameters":
+        if not file.type and found.type == "Parameters":
             continue
-        if kind != file.type and (file.type or not _TYPE.fullmatch(kind)):
+        if found.type != file.type and (file.type or not _TYPE.fullmatch(found.type)):
             raise IncompleteError(f"{where}: it holds resources of another type; {run.anew}")
         lines += 1
-        counts[kind] += 1
-        if file.kind == "deleted" and isinstance(found.entry, msgspec.Raw):
-            entries += len(msgspec.json.decode(found.entry, type=list[msgspec.Raw]))
+        counts[found.type] += 1
+        entries += len(found.entry) if isinstance(found, _Deletions) else 0
     if is_cut:
         raise IncompleteError(f"{where}: its last line is cut off; {run.anew}")
     # The IG does not say whether the count of a file of deletions is of Bundles or of what they delete.
@@ -706,7 +716,7 @@ def _lines(path: Path, where: str, limit: int) -> Iterator[tuple[bytes | bytearr
 
 def _account(run: _Run) -> Export:
     job = run.job
-    found = Export(job.transaction_time, job.status_url, warnings=list(job.warnings), deletions=job.deletions)
+    found = Export(job.transaction_time, job.status_url, deletions=job.deletions)
     counts: Counter[str] = Counter()
     uncounted = unframed = 0
     for index, (name, file) in enumerate(run.named(), 1):
@@ -718,7 +728,9 @@ def _account(run: _Run) -> Export:
         uncounted += file.count is None
         unframed += file.count is None and not done.framed
         if file.count is None and not done.lines:
-            found.problems.append(f"{file.type or 'of many types'}: file {index} of the export is empty, and its count not said")
+            found.problems.append(
+                f"{file.type or 'of many types'}: file {index} of the export is empty, and its count not said"
+            )
         found.files.append(
             {
                 "name": name,
@@ -732,10 +744,18 @@ def _account(run: _Run) -> Export:
         )
     found.counts = {kind: counts[kind] for kind in sorted(counts)}
     found.types = list(found.counts)
+    if job.types != job.asked.types:
+        found.warnings.append(
+            "the server exports no Medication at this level; those referred to must be read one by one"
+        )
+    if job.others:
+        found.warnings.append(f"{job.others} files of the export are of types not asked for; they were not fetched")
     if uncounted:
         found.warnings.append("the export's manifest has no counts: that all resources came cannot be told from it")
     if unframed:
-        found.warnings.append(f"length unverified: {unframed} files of the export came with neither a length nor a count")
+        found.warnings.append(
+            f"length unverified: {unframed} files of the export came with neither a length nor a count"
+        )
     if job.asked.since and not job.deletions:
         found.warnings.append("the export does not say what was deleted since; only a pull of everything can tell")
     _take_outcomes(run, found)
@@ -815,3 +835,82 @@ def _remove(folder: Path) -> None:
         raise IntegrityError(
             f"{folder}: cannot be removed ({error.strerror}); it holds records of the export, remove it by hand"
         ) from error
+
+
+# ----------------------------------------------------------------------------------------- what the candidates' pull is told
+
+
+class _Meta(msgspec.Struct):
+    last_updated: str = msgspec.field(name="lastUpdated", default="")
+
+
+class _Dated(msgspec.Struct):
+    meta: _Meta | None = None
+
+
+def account_for(
+    pull: Pull, export: Export, client: FhirClient, capability: Mapping[str, Any], *, whole: bool, known: Mapping[str, int]
+) -> None:
+    """Add to the pull of the candidates how the export came that they were picked out of.
+
+    `whole`: it was of the whole server, so that the server's count of each type, as of the export's time, tells whether all
+    came; fewer than that make the type truncated for everybody. `known` are counts of an earlier export, which an export of
+    changes alone cannot repeat.
+    """
+    software = capability.get("software")
+    software = software if isinstance(software, dict) else {}
+    version = str(capability["fhirVersion"])
+    said_of = {"name": software.get("name"), "version": software.get("version"), "date": client.server_date}
+    pull.server = {name: value for name, value in said_of.items() if isinstance(value, str) and value}
+    pull.server["fhirVersion"] = version
+    pull.fhir_versions = [version]
+    pull.base = client.base
+    pull.server_time = export.transaction_time
+    pull.exports = export.files
+    pull.warnings += export.warnings
+    pull.failures += [IncompleteError(f"{client.host}, $export: {problem}") for problem in export.problems]
+    pull.type_counts = {
+        kind: max(pull.type_counts.get(kind, 0), known.get(kind, 0)) for kind in sorted({*pull.type_counts, *known})
+    }
+    if whole:
+        _verify_counts(pull, export, client)
+
+
+def _verify_counts(pull: Pull, export: Export, client: FhirClient) -> None:
+    unverified = []
+    for kind in READ_TYPES:
+        if all(file["declared"] is not None for file in export.files if file["type"] == kind) and export.counts.get(kind):
+            continue
+        try:
+            there = count(client, kind, [("_lastUpdated", f"le{export.transaction_time}")])
+        except (RefusedError, SignInError):
+            there = None
+        if there is None:
+            unverified.append(kind)
+        elif there > export.counts.get(kind, 0):
+            failure = IncompleteError(
+                f"{client.host}, $export: the server counts {there} {kind} and exported {export.counts.get(kind, 0)}; run "
+                "again, or with --mode search"
+            )
+            pull.failures.append(failure)
+            pull.ledger = [
+                replace(row, state="truncated", reason=str(failure)) if row.type == kind else row for row in pull.ledger
+            ]
+    if unverified:
+        pull.warnings.append(
+            f"the server does not count its {', '.join(unverified)}: that all of them came is not verified"
+        )
+
+
+def are_dated(folder: Path, export: Export) -> bool:
+    """Whether every exported resource says when it was last updated: else it cannot be told from an older copy."""
+    decoder = msgspec.json.Decoder(_Dated)
+    for file in export.files:
+        for line, _ in _lines(folder / str(file["name"]), "a file of the export", MAX_LINE):
+            try:
+                found = decoder.decode(line)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                return False
+            if found.meta is None or not found.meta.last_updated:
+                return False
+    return True

@@ -43,12 +43,13 @@ _NO_POST = (400, 404, 405, 406, 415, 422, 501)
 class Earlier:
     """What an earlier pull of the same server holds, and `since` when (FHIR instant) to ask for changes.
 
-    `whole` are the (patient, type) cells it has in full.
+    `whole` are the (patient, type) cells it has in full, `counts` the records by type that its source had.
     """
 
     since: str
     records: tuple[Record, ...]
     whole: frozenset[tuple[str, str]]
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -800,6 +800,7 @@ def _hydrate(found: _Found, pull: Pull, kept: dict[Key, _Kept]) -> None:
         if not missing & set(kept):
             break
     lost = Counter(key.type for key in asked if key not in kept)
+    pull.unresolved = lost.total()
     for kind in sorted(lost):
         pull.warnings.append(
             f"{lost[kind]} {kind} resources are referred to and not in the source (or somebody else's)"
