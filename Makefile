@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test check lint lock clean
+.PHONY: demo test check lint lock promises schedules kill-everywhere bench-extract bench-bulk clean
 
 demo: $(INSTALLED) ## the main job on the bundled cohort
 	rm -rf .demo
@@ -20,6 +20,21 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check src tests fixtures
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+promises: $(INSTALLED) ## the table promise → tests → status, from a run of the tests
+	$(BIN)/pytest tests/promises tests/unit tests/functional --promises tests/promises/README.md
+
+schedules: $(INSTALLED) ## 10,000 random fault schedules in place of 1,000 (hours)
+	CRMO_FHIR_SCHEDULES=10000 $(BIN)/pytest -s tests/promises/test_schedules.py
+
+kill-everywhere: $(INSTALLED) ## kill -9 at every system call of an extract, not only at a choice of them (needs strace)
+	CRMO_FHIR_KILLS=all CRMO_FHIR_REQUIRE=strace $(BIN)/pytest tests/promises/test_crash.py
+
+bench-extract: $(INSTALLED) ## ours beside a raw loop and smart-fetch, on one HAPI with 11,000 resources
+	$(BIN)/python tests/bench/extract.py
+
+bench-bulk: $(INSTALLED) ## the memory of an extract by bulk export of 1 GB
+	$(BIN)/python tests/bench/bulk.py
 
 lock: $(INSTALLED) ## pin what pyproject.toml allows, with hashes
 	$(BIN)/pip install --quiet uv

@@ -1,13 +1,14 @@
 """The command line: one command per arrow of the design; the only module that prints or exits."""
 
-import errno
 import gc
 import os
+import resource
 import signal
 import sys
 import threading
 import time
 import tomllib
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import click
 
 from crmo_fhir import __version__, pipeline
-from crmo_fhir.errors import CrmoFhirError, IncompleteError, IntegrityError, UsageError
+from crmo_fhir.errors import DISK_FAILURES, CrmoFhirError, IncompleteError, IntegrityError, UsageError
 from crmo_fhir.fhir.dates import parse_date
 from crmo_fhir.model.parameters import Parameters
 
@@ -34,63 +35,91 @@ GROUPS = (
     ("mtx-mri", "Methotrexate, regression on MRI"),
     ("tnfi-mri", "TNF-α inhibitors, regression on MRI"),
 )
-
-
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
+SECONDS_OF_CLEARING = 2.0
+"""So long an interrupt may take to clear away what is half-written, before it is taken for lost."""
 
 
 def main() -> NoReturn:
     """Run the program; every error of the tree ends as one line on stderr and its exit code."""
+    os.umask(0o077)  # whatever it makes, the folders around a study too, is its user's alone
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # nor is its memory kept
     gc.set_threshold(100_000)  # a short-lived program: query building makes many objects, few of them in cycles
     with _signals() as received:
         try:
             cli.main(prog_name="crmo-fhir", standalone_mode=False)
-        except click.ClickException as error:
-            _fail(error.format_message(), UsageError.exit_code)
-        except click.Abort:
-            _stop(received)
-        except CrmoFhirError as error:
-            _fail(str(error), error.exit_code)
-        except OSError as error:
-            kind = IntegrityError if error.errno in _DISK else UsageError
-            what = "free space or mend the disk" if kind is IntegrityError else "check the path"
-            _fail(
-                f"{error.filename or 'file'}: {error.strerror or 'cannot be read or written'}; {what}", kind.exit_code
-            )
+        except Exception as error:  # noqa: BLE001 - nothing ends in a traceback
+            if received or isinstance(error, click.Abort):
+                _stop(received)  # whatever the interrupt set off: DuckDB makes an error of its own of it
+            _fail(*_said(error))
     sys.exit(0)
+
+
+def _said(error: Exception) -> tuple[str, int]:
+    """The one line and the exit code of an error.
+
+    Of one that no user should meet it tells kind and places alone: its text may hold a value of a record, or a secret.
+    """
+    match error:
+        case click.ClickException():
+            return error.format_message(), UsageError.exit_code
+        case CrmoFhirError():
+            return str(error), error.exit_code
+        case OSError():
+            kind = IntegrityError if error.errno in DISK_FAILURES else UsageError
+            what = "free space or mend the disk" if kind is IntegrityError else "check the path"
+            where = error.filename or "standard output or a file"
+            return f"{where}: {error.strerror or 'cannot be read or written'}; {what}", kind.exit_code
+    steps = [(Path(frame.f_code.co_filename), line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    places = " < ".join(f"{path.name}:{line}" for path, line in reversed(steps) if path.parent != Path(click.__file__).parent)
+    return f"a fault of the program, {type(error).__name__} at {places}; report it with this line", CrmoFhirError.exit_code
 
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Turn SIGINT and SIGTERM into one KeyboardInterrupt, so that what is half-written is cleared away on both."""
+    """Turn SIGINT and SIGTERM into a KeyboardInterrupt, so that what is half-written is cleared away on both.
+
+    Where it is lost (a callback cannot raise; libraries in C drop what is raised while they look for an optional part), it
+    is raised again.
+    """
     received: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         del frame
-        received.append(number)
-        if len(received) == 1:
+        if number == signal.SIGALRM or not received:
+            received.append(number)
+            signal.signal(signal.SIGALRM, interrupt)
+            signal.setitimer(signal.ITIMER_REAL, SECONDS_OF_CLEARING)
             raise KeyboardInterrupt
+
+    def lost(unraisable: Any) -> None:
+        if unraisable.exc_type is KeyboardInterrupt and received:
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+        else:
+            lost_before(unraisable)
 
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    lost_before, sys.unraisablehook = sys.unraisablehook, lost
     try:
         yield received
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.unraisablehook = lost_before
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def _stop(received: list[int]) -> NoReturn:
-    """End at once: workers may be waiting for a server, and what they still do is of no use."""
+    """End at once: workers may be waiting for a server, and what they still do is of no use.
+
+    Not by sys.exit: Python would wait for them, or give a code of its own where the interrupt came during an import.
+    """
     click.echo("crmo-fhir: interrupted; run the same command again, it goes on where it was", err=True)
     sys.stdout.flush()
     sys.stderr.flush()
-    code = 128 + (received[0] if received else signal.SIGINT)
-    if threading.active_count() > 1:
-        os._exit(code)
-    sys.exit(code)
+    os._exit(128 + (received[0] if received else signal.SIGINT))
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -444,12 +473,13 @@ def probe(server: str | None, named: str | None, quiet: bool, **options: Any) ->
 
 
 def _show_finding(found: "Finding") -> None:
-    click.echo(f"{_one_line(found.software)}, FHIR {found.fhir_version}")
+    click.echo(_one_line(f"{found.software}, FHIR {found.fhir_version}"))
+    click.echo(f"sign-in: {found.sign_in}")
     if found.scopes:
         click.echo(f"signed in with the scopes {' '.join(found.scopes)}")
     click.echo(f"way: {found.way.mode}{f' ({found.way.level})' if found.way.level else ''}: {found.way.reason}")
     if found.candidates is not None:
-        click.echo(f"conditions with a code of the disease: {found.candidates}")
+        click.echo(f"diagnoses with a code of the disease: {found.candidates}")
     cost = f", {found.records} records to export" if found.records is not None else ""
     click.echo(f"cost: about {found.requests} requests{cost}" if found.requests else "cost: not known")
     click.echo("records on the server:")

@@ -13,6 +13,11 @@
 A message is one line: what happened, where, and what to do. It never holds a value out of a record, a token or a name.
 """
 
+import errno
+
+DISK_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
+"""What a disk says that is full or failing: an IntegrityError, whatever was to be written."""
+
 
 class CrmoFhirError(Exception):
     """Base of the tree; `cli` catches it, prints its message and exits with its code."""

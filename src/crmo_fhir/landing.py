@@ -24,17 +24,24 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from crmo_fhir.errors import IncompleteError, IntegrityError, LockError, SignInError, UsageError
+from crmo_fhir.errors import (
+    DISK_FAILURES,
+    IncompleteError,
+    IntegrityError,
+    LockError,
+    SignInError,
+    UsageError,
+)
 from crmo_fhir.fhir.references import Key
 from crmo_fhir.model.records import WHOLE, Broken, Pull, RawFile, Record, State
 
 if TYPE_CHECKING:
     from crmo_fhir.fhir.client import Answer
 
-FORMAT = 2
+FORMAT = 3
 JOURNAL_HOURS = 24
 """What a run that was cut off has fetched is used again for so long."""
-_STATE = (".lock", ".journal", ".export", ".raw-new", ".cohort-new")
+_STATE = (".lock", ".journal", ".export", ".raw-new", ".raw-old", ".cohort-new", ".cohort-old")
 OUTPUTS = ("results.csv", "table1.csv", "measure.json", "library.json", "measure-report.json", "report.html")
 
 
@@ -52,6 +59,7 @@ class Raw:
 def hold(study: Path, *, create: bool = False) -> Iterator[None]:
     """Hold the study against other runs (an flock, gone with the process). Raises LockError at once if it is held.
 
+    What a killed run left half done is mended first, and nothing half-written stays when this one ends, however it ends.
     A study that this call made and into which nothing came is gone again afterwards.
     """
     made = False
@@ -60,27 +68,31 @@ def hold(study: Path, *, create: bool = False) -> Iterator[None]:
             made = not study.exists()
             study.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise UsageError(
-                f"{study}: cannot make the study folder ({error.strerror}); choose another with -o"
-            ) from error
+            kind = IntegrityError if error.errno in DISK_FAILURES else UsageError
+            raise kind(f"{study}: cannot make the study folder ({error.strerror}); choose another with -o") from error
     if not study.is_dir():
         raise UsageError(f"{study}: no such study folder; make one with 'crmo-fhir extract'")
     try:
         handle = os.open(study / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     except OSError as error:
-        raise UsageError(f"{study}: cannot write there ({error.strerror}); choose another folder with -o") from error
+        kind = IntegrityError if error.errno in DISK_FAILURES else UsageError
+        raise kind(f"{study}: cannot write there ({error.strerror}); choose another folder with -o") from error
+    own = False
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             own = os.fstat(handle).st_ino == (study / ".lock").stat().st_ino
         except OSError:
-            own = False
+            pass
         if not own:
             raise LockError(f"{study}: another run is at work in this folder; wait for it or choose another with -o")
+        _mend(study)
         yield
         made = False
     finally:
-        if made and [entry.name for entry in study.iterdir()] == [".lock"]:
+        if own:
+            _mend(study)
+        if own and made and [entry.name for entry in study.iterdir()] == [".lock"]:
             (study / ".lock").unlink()
             study.rmdir()
         os.close(handle)
@@ -88,10 +100,9 @@ def hold(study: Path, *, create: bool = False) -> Iterator[None]:
 
 def refuse_foreign(study: Path, request: Mapping[str, Any]) -> None:
     """Raise UsageError unless `study` is new, empty, or was made by this very request (or was begun by it)."""
-    _recover(study)
     for manifest in (study / "raw" / "manifest.json", study / ".journal" / "request.json"):
         if manifest.is_file():
-            made = _read_manifest(manifest).get("request", {})
+            made = _read_manifest(manifest)["request"]
             differ = sorted(k for k in {*made, *request} if made.get(k) != request.get(k))
             if differ:
                 raise UsageError(
@@ -105,8 +116,9 @@ def refuse_foreign(study: Path, request: Mapping[str, Any]) -> None:
 class Journal:
     """The answers of the searches of a pull so far, one file each (a `PageStore` of the client); safe from many threads.
 
-    Whoever is killed between two answers loses none of them. Each file says its own SHA-256, so one that a failing machine
-    left half-written is not taken. The names are hashes of the requests.
+    Whoever is killed between two answers loses none of them. Each file begins with the SHA-256 of its key and of all else
+    in it, so one that a failing machine left half-written, or changed, is not taken. The names are hashes of the requests.
+    `used` says whether an answer of an earlier run was given.
     """
 
     def __init__(self, study: Path, request: Mapping[str, Any]) -> None:
@@ -115,45 +127,49 @@ class Journal:
         self._head = self.folder / "request.json"
         self._request = dict(request)
         self._lock = threading.Lock()
-        if self._head.is_file() and time.time() - self._head.stat().st_mtime > JOURNAL_HOURS * 3600:
+        self._closed = False
+        self.used = False
+        # A clock that was set back must not make an old journal young. One without a head was being dropped.
+        if not self._head.is_file() or abs(time.time() - self._head.stat().st_mtime) > JOURNAL_HOURS * 3600:
             self.clear()
-        for left in self.folder.glob("*.new"):
-            left.unlink()
 
     def recall(self, key: str) -> "Answer | None":
         """The answer kept under a key, or None."""
         from crmo_fhir.fhir.client import Answer
 
         try:
-            head, _, body = (self.folder / f"{key}.answer").read_bytes().partition(b"\n")
-            said = json.loads(head)
-            if said["sha256"] != hashlib.sha256(body).hexdigest():
-                return None
-            return Answer(said["status"], said["headers"], body, said["url"], said["framed"], recalled=True)
-        except (OSError, ValueError, KeyError, TypeError):
+            digest, _, content = (self.folder / f"{key}.answer").read_bytes().partition(b"\n")
+        except OSError:
             return None
+        if digest != _journal_digest(key, content):
+            return None
+        head, _, body = content.partition(b"\n")
+        said = json.loads(head)
+        self.used = True
+        return Answer(said["status"], said["headers"], body, said["url"], said["framed"], recalled=True)
 
     def keep(self, key: str, answer: "Answer") -> None:
         """Keep an answer; IntegrityError where the disk does not take it."""
-        with self._lock:
-            if not self._head.is_file():
-                self._begin()
         said = {
             "status": answer.status,
             "headers": {name: answer.headers[name] for name in ("date", "content-type") if name in answer.headers},
             "url": answer.url,
             "framed": answer.framed,
-            "sha256": hashlib.sha256(answer.body).hexdigest(),
         }
+        content = json.dumps(said).encode() + b"\n" + answer.body
         staged = self.folder / f"{key}.new"
-        # Not synced: a power cut may lose answers, which are then asked for again, and the hash finds a torn one.
-        _write_bytes(staged, json.dumps(said).encode() + b"\n" + answer.body, sync=False)
-        staged.replace(self.folder / f"{key}.answer")
+        with self._lock:
+            if self._closed:
+                return
+            if not self._head.is_file():
+                self._begin()
+            # Not synced: a power cut may lose answers, which are then asked for again, and the hash finds a torn one.
+            _write_bytes(staged, _journal_digest(key, content) + b"\n" + content, sync=False)
+            staged.replace(self.folder / f"{key}.answer")
 
     def _begin(self) -> None:
         self.folder.mkdir(mode=0o700, exist_ok=True)
-        text = json.dumps({"format": FORMAT, "request": self._request}, indent=1, sort_keys=True)
-        _write(self.folder / "request.json.new", text)
+        _write(self.folder / "request.json.new", _sealed({"format": FORMAT, "request": self._request}))
         (self.folder / "request.json.new").replace(self._head)
 
     def forget(self, keys: Iterable[str]) -> None:
@@ -161,9 +177,40 @@ class Journal:
         for key in keys:
             (self.folder / f"{key}.answer").unlink(missing_ok=True)
 
+    def close(self) -> None:
+        """Take no more, from whatever thread, and leave nothing half-written."""
+        with self._lock:
+            self._closed = True
+            for left in self.folder.glob("*.new"):
+                left.unlink(missing_ok=True)
+
     def clear(self) -> None:
-        """Drop everything: the pull has landed."""
+        """Drop everything; the head first, without which the rest is worth nothing."""
+        self._head.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _journal_digest(key: str, content: bytes) -> bytes:
+    return hashlib.sha256(f"{key}\n".encode() + content).hexdigest().encode()
+
+
+@contextmanager
+def keep_journal(study: Path, request: Mapping[str, Any]) -> Iterator[Journal]:
+    """The journal of a run, which goes on with that of a run that was cut off.
+
+    It stays where the run is cut off in its turn: by a signal, the network, the disk. A run that comes to its end drops it,
+    and so does one that finds the data incomplete: once they are mended, what they were must not be taken again.
+    """
+    journal = Journal(study, request)
+    try:
+        yield journal
+    except IncompleteError:
+        journal.clear()
+        raise
+    else:
+        journal.clear()
+    finally:
+        journal.close()
 
 
 def export_folder(study: Path) -> Path:
@@ -220,9 +267,7 @@ def land(
     records.sort(key=lambda r: (r.type, r.id, str(r.base)))
     files["origins.ndjson"] = _write_lines(staging / "origins.ndjson", map(_origin, records))
     ledger = sorted((row.patient, row.type, row.state, row.count, row.reason) for row in pull.ledger)
-    files["ledger.csv"] = _write(
-        staging / "ledger.csv", _csv(["patient", "type", "state", "count", "reason"], ledger)
-    )
+    files["ledger.csv"] = _write(staging / "ledger.csv", _csv(["patient", "type", "state", "count", "reason"], ledger))
     manifest = {
         "format": FORMAT,
         "complete": complete,
@@ -249,11 +294,9 @@ def land(
         "quarantined": {"blocking": len(blocking), "harmless": len(broken) - len(blocking)},
         "warnings": pull.warnings,
     }
-    _write(staging / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
-    for name in OUTPUTS:
-        (study / name).unlink(missing_ok=True)
-    shutil.rmtree(study / "cohort", ignore_errors=True)
+    _write(staging / "manifest.json", _sealed(manifest))
     _swap(staging, study / "raw")
+    shutil.rmtree(study / "cohort", ignore_errors=True)
     if not complete and not accept_partial:
         _refuse(blocking, pull, missing, study, kept=False)
 
@@ -333,7 +376,6 @@ def open_raw(study: Path, *, accept_partial: bool = False) -> Raw:
     Raises UsageError where there is no study, IncompleteError for an incomplete pull (unless `accept_partial`),
     IntegrityError where a file is missing, was added or changed.
     """
-    _recover(study)
     path = study / "raw" / "manifest.json"
     if not path.is_file():
         raise UsageError(
@@ -412,7 +454,7 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterable[Any]) -> None:
 def _check_files(folder: Path, expected: Mapping[str, str], also: set[str]) -> None:
     present = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
     for name, digest in sorted(expected.items()):
-        if name not in present:
+        if name not in present or not (folder / name).is_file():
             raise IntegrityError(f"{folder / name}: is missing; extract again")
         if sha256_of(folder / name) != digest:
             raise IntegrityError(f"{folder / name}: is not what was written (its SHA-256 differs); extract again")
@@ -427,7 +469,21 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise IntegrityError(f"{path}: cannot be read as a manifest; extract again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise IntegrityError(f"{path}: not a manifest of this version of crmo-fhir; extract into a new folder")
+    if not _is_sealed(manifest, path):
+        raise IntegrityError(f"{path}: is not what was written (its seal is broken); extract into a new folder")
     return manifest
+
+
+def _sealed(content: Mapping[str, Any]) -> str:
+    """JSON that holds its own SHA-256 as `seal`, so that not a bit of it can change unseen."""
+    unsealed = {name: value for name, value in content.items() if name != "seal"}
+    text = json.dumps(unsealed, ensure_ascii=False, sort_keys=True)
+    seal = hashlib.sha256(text.encode("utf-8")).hexdigest()
+    return json.dumps({**unsealed, "seal": seal}, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def _is_sealed(content: Mapping[str, Any], path: Path) -> bool:
+    return path.read_bytes() == _sealed(content).encode("utf-8")
 
 
 def is_complete(study: Path) -> bool:
@@ -442,9 +498,7 @@ def write_cohort(study: Path, files: Mapping[str, bytes], build: Mapping[str, An
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(mode=0o700)
     written = {name: _write_bytes(staging / name, content)["sha256"] for name, content in sorted(files.items())}
-    _write(staging / "build.json", json.dumps({**build, "files": written}, indent=1, sort_keys=True) + "\n")
-    for name in OUTPUTS:
-        (study / name).unlink(missing_ok=True)
+    _write(staging / "build.json", _sealed({**build, "files": written}))
     _swap(staging, study / "cohort")
 
 
@@ -460,7 +514,11 @@ def open_cohort(study: Path, raw: Raw) -> dict[str, Any]:
         build = json.loads(path.read_text(encoding="utf-8"))
         expected = dict(build["files"])
     except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"{path}: cannot be read; run 'crmo-fhir build' again") from error
+        raise IntegrityError(f"{path}: cannot be read; run 'crmo-fhir build {study}' again") from error
+    if not _is_sealed(build, path):
+        raise IntegrityError(
+            f"{path}: is not what was written (its seal is broken); run 'crmo-fhir build {study}' again"
+        )
     if build.get("raw") != raw.sha256:
         raise IntegrityError(f"{study}: the cohort was built from another pull; run 'crmo-fhir build {study}' again")
     _check_files(study / "cohort", expected, {"build.json"})
@@ -468,12 +526,17 @@ def open_cohort(study: Path, raw: Raw) -> dict[str, Any]:
 
 
 def write_outputs(study: Path, files: Mapping[str, str]) -> None:
-    """Write the figures of a study: every file complete under another name first, then all renamed."""
+    """Write the figures of a study: every file complete under another name first, then all renamed, results.csv last."""
     for name, text in files.items():
-        _write(study / f".{name}.new", text)
-    for name in files:
-        (study / f".{name}.new").replace(study / name)
+        _write(_staged(study, name), text)
+    (study / OUTPUTS[0]).unlink(missing_ok=True)
+    for name in sorted(files, key=OUTPUTS.index, reverse=True):
+        _staged(study, name).replace(study / name)
     _sync_folder(study)
+
+
+def _staged(study: Path, name: str) -> Path:
+    return study / f".{name}.new"
 
 
 def sha256_of(path: Path) -> str:
@@ -514,10 +577,14 @@ def _write_pieces(path: Path, pieces: Iterable[bytes], *, sync: bool = True) -> 
 
 
 def _swap(staging: Path, target: Path) -> None:
-    """Put a finished folder in the place of an older one; `_recover` mends a crash between the two renames."""
+    """Put a finished folder in the place of an older one, and drop the figures that came of that.
+
+    `_mend` undoes the half of it where the run ends between the two renames.
+    """
     _sync_folder(staging)
+    for name in OUTPUTS:
+        (target.parent / name).unlink(missing_ok=True)
     old = target.with_name(f".{target.name}-old")
-    shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
     staging.rename(target)
@@ -525,16 +592,23 @@ def _swap(staging: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _recover(study: Path) -> None:
+def _mend(study: Path) -> None:
+    """Put back what was taken away and not replaced; remove what is half-written or was replaced."""
     for name in ("raw", "cohort"):
-        old = study / f".{name}-old"
+        new, old = study / f".{name}-new", study / f".{name}-old"
         if old.is_dir() and not (study / name).exists():
             old.rename(study / name)
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
+    for name in OUTPUTS:
+        _staged(study, name).unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        raise IntegrityError(f"{folder}: cannot be written ({error.strerror}); mend the disk") from error
     finally:
         os.close(handle)

@@ -8,8 +8,10 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,13 +128,31 @@ def extract(
         raise UsageError(f"{source}: no such file or folder; name a FHIR base URL, a folder or a file")
     if not is_server and (how.group or how.updated_since):
         raise UsageError(f"{source}: --group and --updated-since are for a FHIR server; leave them out")
-    if study.exists():
-        landing.refuse_foreign(study, request)
+    if study.exists() and not (study / ".lock").exists():
+        landing.refuse_foreign(study, request)  # not even a lock comes into a folder that is not ours
     with landing.hold(study, create=True):
         landing.refuse_foreign(study, request)
-        fetched = _fetch(source, study, request, artifacts, parameters, server, how, voice) if is_server else None
+        _extract(source, study, request, parameters, artifacts, server, how, voice)
+
+
+def _extract(
+    source: str,
+    study: Path,
+    request: Mapping[str, Any],
+    parameters: Parameters,
+    artifacts: "Artifacts",
+    server: Server,
+    how: How,
+    voice: Voice,
+) -> None:
+    """The same, in a study that is ours alone."""
+    from crmo_fhir import landing
+
+    with landing.keep_journal(study, request) as journal:
+        is_server = source.startswith(("http://", "https://"))
+        fetched = _fetch(source, study, journal, artifacts, parameters, server, how, voice) if is_server else None
         pull = fetched.pull if fetched else _select(Path(source), artifacts)
-        pull.source = name
+        pull.source = request["source"]
         for warning in pull.warnings:
             voice.warn(warning)
         day = datetime.now(UTC).date().isoformat()
@@ -159,7 +179,7 @@ class _Fetched:
 def _fetch(
     source: str,
     study: Path,
-    request: Mapping[str, Any],
+    journal: "Journal",
     artifacts: "Artifacts",
     parameters: Parameters,
     server: Server,
@@ -173,7 +193,6 @@ def _fetch(
     from crmo_fhir.source.probe import choose_way
 
     earlier = _earlier(study, how.updated_since)
-    journal = landing.Journal(study, request)
     client, capability = _connect(source, server, voice, journal)
     crmo, text = artifacts.value_set("crmo"), artifacts.value_set("crmo-text")
     way = choose_way(client, capability, crmo, asked=how.mode, group=how.group)
@@ -181,7 +200,8 @@ def _fetch(
     if way.mode == "bulk":
         pull = _export(client, capability, way.level, study, earlier, artifacts, voice)
     else:
-        pull = crawl(
+        crawled = partial(
+            crawl,
             client,
             crmo,
             text,
@@ -191,6 +211,7 @@ def _fetch(
             capability=capability,
             progress=voice.progress,
         )
+        pull = _crawl_on(crawled, journal)
     pull.way = {"mode": way.mode, "level": way.level, "reason": way.reason}
 
     def landed() -> None:
@@ -198,10 +219,22 @@ def _fetch(
             bulk.finish(client, landing.export_folder(study))
         else:
             landing.drop_export(study)  # the server's copy goes only when ours is whole
-        journal.clear()
         client.close()
 
     return _Fetched(pull, landed)
+
+
+def _crawl_on(crawled: "Callable[[], Pull]", journal: "Journal") -> "Pull":
+    """Go on with what a run that was cut off has fetched; from the beginning where that no longer agrees with the server."""
+    try:
+        pull = crawled()
+        if not (pull.failures and journal.used):
+            return pull
+    except IncompleteError:
+        if not journal.used:
+            raise
+    journal.clear()
+    return crawled()
 
 
 def _connect(
@@ -357,8 +390,11 @@ def diff(earlier: Path, later: Path, out: Path | None = None) -> "list[Change]":
     from crmo_fhir import landing
     from crmo_fhir.difference import compute_changes
 
-    one, other = (landing.open_raw(study, accept_partial=True) for study in (earlier, later))
-    changes = compute_changes(landing.read_texts(one), landing.read_texts(other))
+    with ExitStack() as held:
+        for study in {study.resolve(): study for study in (earlier, later)}.values():
+            held.enter_context(landing.hold(study))
+        one, other = (landing.open_raw(study, accept_partial=True) for study in (earlier, later))
+        changes = compute_changes(landing.read_texts(one), landing.read_texts(other))
     if out is not None:
         landing.write_rows(out, ("type", "state", "id", "base", "into"), changes)
     return changes
@@ -373,9 +409,7 @@ def _misfit(record: Any) -> str | None:
     return None if path is None else f"{path} has not the shape FHIR gives it"
 
 
-def build(
-    study: Path, *, mappings: Path | None = None, accept_partial: bool = False, voice: Voice = SILENT
-) -> None:
+def build(study: Path, *, mappings: Path | None = None, accept_partial: bool = False, voice: Voice = SILENT) -> None:
     """STUDY/raw → STUDY/cohort, with the arguments the study was extracted with."""
     from crmo_fhir import landing
     from crmo_fhir.artifacts import Artifacts
@@ -418,7 +452,9 @@ def _build(study: Path, artifacts: "Artifacts", voice: Voice, *, accept_partial:
     }
     landing.write_cohort(study, files, record)
     if len(cohort.tables["patients"]) == 0:
-        voice.warn("no child meets the criteria: the cohort is empty; attrition.csv shows where the candidates were left")
+        voice.warn(
+            "no child meets the criteria: the cohort is empty; attrition.csv shows where the candidates were left"
+        )
     unresolved = (
         facts["listed"]["reason"].str.contains("subject|patient", regex=True).sum() if len(facts["listed"]) else 0
     )

@@ -52,6 +52,7 @@ class Job:
     time: str
     files: list[tuple[str, str, list[str], int]] = field(default_factory=list)
     polls: int = 0
+    deleted: bool = False
 
     def param(self, name: str) -> list[str]:
         """The values of a parameter, lists divided."""
@@ -177,7 +178,7 @@ class Export:
         if is_file:
             return self._file(self.jobs[number], path)
         if method == "DELETE":
-            self.forgotten = self.forgotten or self.delete_status < 300
+            self.jobs[number].deleted = self.delete_status < 300
             return self.delete_status, {}, b""
         return self._look(self.jobs[number], dict(parse_qsl(urlsplit(path).query)))
 
@@ -209,7 +210,7 @@ class Export:
         return self.kick_off_status, {**sent, **self.kick_off_headers}, b""
 
     def _look(self, job: Job, query: dict[str, str]) -> Reply:
-        if self.forgotten:
+        if self.forgotten or job.deleted:
             return self._refuse(404, "not-found")
         if job.polls < len(self.polls):
             job.polls += 1

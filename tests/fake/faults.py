@@ -16,6 +16,7 @@ A fault has a kind:
     change                 the answer as `change` makes it
     duplicate              every entry of the page twice
     repeat                 the page once more, behind a next link of its own
+    blank                  a page without entries, and the page itself behind its next link
     slice                  the last entry of the page is left out; the total stays
     wrong-page, wrong-type an earlier answer of the same type, or of another one
     nan, double-key, bad-utf8, deep   what is no JSON, or no JSON to be read: in the first resource, or in the answer
@@ -102,14 +103,20 @@ def _slice(page: Resource) -> Resource:
     return {**page, "entry": page["entry"][:-1]} if page.get("entry") else page
 
 
-def _repeat(_: Fault, request: Request, answer: Answer) -> Answer:
-    page = json.loads(answer.body)
-    if page["resourceType"] != "Bundle":
-        return answer
-    links = {link["relation"]: link["url"] for link in page.get("link", ())}
-    links["next"] = f"/fhir/{request.type}?{urlencode([*request.params, ('_again', str(request.at))])}"
-    again = {**page, "link": [{"relation": relation, "url": url} for relation, url in links.items()]}
-    return Answer(answer.status, json.dumps(again).encode())
+def _again(changed: Resource) -> Callable[[Fault, Request, Answer], Answer]:
+    """The page with these members, and behind a next link of its own as it is."""
+
+    def again(_: Fault, request: Request, answer: Answer) -> Answer:
+        page = json.loads(answer.body)
+        if page["resourceType"] != "Bundle":
+            return answer
+        links = {link["relation"]: link["url"] for link in page.get("link", ())}
+        params = [(name, value) for name, value in request.params if name != "_again"]
+        links["next"] = f"/fhir/{request.type}?{urlencode([*params, ('_again', str(request.at))])}"
+        said = [{"relation": relation, "url": url} for relation, url in links.items()]
+        return Answer(answer.status, json.dumps({**page, **changed, "link": said}).encode())
+
+    return again
 
 
 def _inject(member: bytes) -> Callable[[Fault, Request, Answer], Answer]:
@@ -148,7 +155,8 @@ _CONTENT: dict[str, Callable[[Fault, Request, Answer], Answer]] = {
     "change": _change,
     "duplicate": _changed(_duplicate),
     "slice": _changed(_slice),
-    "repeat": _repeat,
+    "repeat": _again({}),
+    "blank": _again({"entry": []}),
     "nan": _inject(b'"x":NaN,'),
     "double-key": _inject(b'"x":1,"x":2,'),
     "bad-utf8": _inject(b'"x":"\xff\xfe",'),

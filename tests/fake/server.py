@@ -87,6 +87,7 @@ class FakeServer:
         self.totals: bool | Literal["asked"] = True  # "asked": with _total=accurate only
         self.counts = True  # answers `_summary=count`
         self.posts = True  # takes searches by POST
+        self.reads_forms = True  # else what is posted is not read, and all of the type is found
         self.next_links = True
         self.opaque_links = False  # next links hold a token, and what they lead to does not change
         self.relative_links = False
@@ -101,6 +102,7 @@ class FakeServer:
         self.text_indexed = True  # else a code in words alone is found by `code:missing` alone
         self.hidden: set[str] = set()  # ids that a search by patient leaves out
         self.modes = True
+        self.blanks = 0  # so many make a page longer
         self.needs_category = False
         self.text_search = True
         self.requests: list[Request] = []
@@ -231,7 +233,7 @@ class FakeServer:
         return self._search(request, kind)
 
     def _search(self, request: Request, kind: str) -> Answer:
-        params = request.params
+        params = request.params if self.reads_forms or request.method == "GET" else []
         names = {name for name, _ in params}
         if kind == "Observation" and self.needs_category and "category" not in names:
             return Answer(400, outcome("required"))
@@ -284,7 +286,12 @@ class FakeServer:
             else:
                 rest = [(name, value) for name, value in params if name not in ("_offset", "_again")]
                 url = f"/{kind}?{urlencode([*rest, ('_offset', str(offset + size))])}"
-            links.append({"relation": "next", "url": self.link(url[1:] if self.relative_links else self.base + url)})
+            links.append(
+                {
+                    "relation": "next",
+                    "url": self.link(url.removeprefix("/") if self.relative_links else self.base + url),
+                }
+            )
         mode = ',"search":{"mode":"match"}}' if self.modes else "}"
         entries = ",".join(
             f'{{"fullUrl":"{self.base}/{kind}/{one.id}","resource":{one.text}{mode}'
@@ -292,7 +299,7 @@ class FakeServer:
         )
         shown = self.totals is True or (self.totals == "asked" and given.get("_total") == "accurate")
         total = f'"total":{len(found)},' if shown else ""
-        page = f'{{"resourceType":"Bundle","type":"searchset",{total}"link":{json.dumps(links)},"entry":[{entries}]}}'
+        page = f'{{"resourceType":"Bundle","type":"searchset",{total}"link":{json.dumps(links)},"entry":[{entries}]{" " * self.blanks}}}'
         return Answer(200, page.encode())
 
     def _capabilities(self) -> Resource:

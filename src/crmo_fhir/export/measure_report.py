@@ -285,7 +285,9 @@ def _narrative(figures: Figures, study: Study, measure: Mapping[str, Any]) -> st
 def _partial(study: Study) -> str:
     """What the reader of a partial report must know: which cells of the ledger are missing."""
     missing = ", ".join(f"{state} {cells}" for state, cells in sorted(study.ledger.items()) if state not in WHOLE)
-    return f"Partial: not every record came from the source ({missing or 'see the ledger'}), so figures may be too small."
+    return (
+        f"Partial: not every record came from the source ({missing or 'see the ledger'}), so figures may be too small."
+    )
 
 
 def _narrative_row(name: str, row: Result, initial: str = "") -> str:

@@ -5,8 +5,8 @@ What it holds to (numbers are the documented limits):
 * Credentials go to the server's own origin, and with an export's files to an allowed one; nowhere else. Plain http is for
   loopback addresses; no proxy, no netrc.
 * A redirect is followed within the origin or to an allowed one, at most 5 times; there without credentials.
-* A body counts only when its framing and its gzip members are complete; it may hold 64 MiB when unpacked, a file of an
-  export 200 times what came over the wire.
+* A body counts only when its framing and its gzip members are complete. Unpacked it may hold 64 MiB, of them 8 MiB and
+  200 times what came over the wire; a file of an export 64 MiB and 200 times that.
 * A connection may take 5 s, silence 60 s, an answer 300 s and no less than 100 bytes/s after the first minute.
 * No more requests are open at once than there are workers (4); a 429 or a `Retry-After` to one holds all of them back.
 * Safe requests are repeated on lost connections, cut bodies and 408, 429, 500, 502, 503, 504, with waits that double and
@@ -54,6 +54,7 @@ START_LIMIT = 8.0
 LEAST_RATE = 100
 MAX_BODY = 64 * 1024 * 1024
 MAX_RATIO = 200
+SMALL_BODY = 8 * 1024 * 1024
 MAX_REDIRECTS = 5
 MAX_RETRY_AFTER = 300.0
 WORKERS = 4
@@ -249,6 +250,19 @@ def _unpacked(chunks: Iterator[bytes], encoding: str, limit: Callable[[int], int
         raise _AgainError("its packed answer is cut off")
 
 
+def _most(received: int) -> int:
+    """How many bytes may come out of an answer; several are read at a time, so a bomb must not come near the limit."""
+    return min(MAX_BODY, SMALL_BODY + MAX_RATIO * received)
+
+
+class _Session(requests.Session):
+    """A session that leaves redirects to us: requests would read their bodies, unpacked and without limit, before we do."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Nowhere."""
+        del resp
+
+
 class FhirClient:
     """A session with one FHIR server (see the head of this module for what it holds to); safe to use from many threads."""
 
@@ -285,11 +299,13 @@ class FhirClient:
         self._left = max(0.0, retry_budget)
         self._start_left = START_LIMIT
         self._met = False
+        self._asked = set[str]()  # types, operations and parameters of our own asking: only these are ever shown
+        self._shut_out = ""
         self._timeout = timeout
         self._lock = threading.Lock()
         self._open = threading.BoundedSemaphore(workers)
         self._held_until, self._held_by = 0.0, 0
-        self._session = requests.Session()
+        self._session = _Session()
         self._session.trust_env = False
         self._session.headers.clear()
         self._session.headers.update(
@@ -331,15 +347,22 @@ class FhirClient:
             self.answer("GET", self.url(url_or_path), headers={"Accept": "application/json"}, signed=signed)
         )
 
-    def read(self, type_name: str, identity: str) -> tuple[dict[str, Any], str]:
+    def read(
+        self, type_name: str, identity: str, check: Callable[[dict[str, Any]], None] = lambda _: None
+    ) -> tuple[dict[str, Any], str]:
         """Read one resource by type and id: parsed, and on one line with every number as sent.
 
-        Raises as `get`; IncompleteError too where the server answers with another resource than the one asked for.
+        Raises as `get`; IncompleteError too where the server answers with another resource than the one asked for. What
+        `check` raises goes through, and the answer is not kept.
         """
+        if not identity.strip("."):
+            # `..` is an id by the letter of FHIR, and in a path a step upwards, however it is escaped.
+            raise RefusedError(f"{self.host}, {type_name}: a resource with an id of dots cannot be read alone", 404)
         answer = self.answer("GET", self.url(f"{type_name}/{quote(identity, safe='')}"), journaled=True)
         resource = self.resource(answer)
         if resource["resourceType"] != type_name or resource.get("id") != identity:
             raise IncompleteError(f"{self.host}, {type_name}: the server answers a read with another resource")
+        check(resource)
         self.keep("GET", answer)
         return resource, strict.compact(answer.body.removeprefix(_BOM))
 
@@ -409,6 +432,7 @@ class FhirClient:
         Any status comes back. Raises NetworkError where no whole answer comes, UsageError for plain http elsewhere.
         """
         checked_base(url)
+        self._asked.add(self._part(url))
         headers = {"Content-Type": FORM, "Accept": "application/json"}
         try:
             answer, _ = self._exchange("POST", url, urlencode(fields).encode(), headers, signed=False)
@@ -442,6 +466,7 @@ class FhirClient:
                 )
         else:
             url = f"{self.base}/{url_or_path.lstrip('/')}"
+            self._asked.update((self._part(url), *(name for name, _ in params)))
         return f"{url}{'&' if '?' in url else '?'}{urlencode(params)}" if params else url
 
     def resource(self, answer: Answer) -> dict[str, Any]:
@@ -465,9 +490,12 @@ class FhirClient:
         return value
 
     def shown(self, url: str) -> str:
-        """The first part of a path below the base: a type or operation, never an id or a query."""
-        path = urlsplit(url).path.removeprefix(urlsplit(self.base).path).strip("/").split("/")[0]
-        return path if re.fullmatch(r"\$?[A-Za-z_-]{1,40}", path) else "a page"
+        """The first part of a path below the base, where we have asked for it: a type or operation, no id and no query."""
+        part = self._part(url)
+        return part if part in self._asked and re.fullmatch(r"\$?[A-Za-z_-]{1,40}", part) else "a page"
+
+    def _part(self, url: str) -> str:
+        return urlsplit(url).path.removeprefix(urlsplit(self.base).path).strip("/").split("/")[0]
 
     def is_own(self, url: str) -> bool:
         """Whether a URL is on the server's own origin."""
@@ -477,9 +505,14 @@ class FhirClient:
             return False
 
     def _may_ask(self, url: str) -> bool:
-        """Own origin, or an allowed one; never from https to plain http."""
+        """Own origin, or an allowed one; never from https to plain http, nor with a user, whom we are not.
+
+        A user is refused for another reason too: libraries do not agree on where the host begins in `a\\@b`.
+        """
         try:
             origin = origin_of(url)
+            if "@" in urlsplit(url).netloc:
+                return False
         except ValueError:
             return False
         return origin == self._origin or (
@@ -558,11 +591,17 @@ class FhirClient:
                 return answer
             if answer.status in expect:
                 return answer
-            raise self._refusal(answer, body)
+            refusal = self._refusal(answer, body)
+            if answer.status == 401 and renewed:
+                self._shut_out = str(refusal)  # the others need not find out for themselves
+            raise refusal
 
     def _redirected(self, method: str, asked: str, status: int, headers: Mapping[str, str]) -> str:
         where = f"{self.host}, {self.shown(asked)}"
-        url = urljoin(asked, headers.get("location", ""))
+        try:
+            url = urljoin(asked, headers.get("location", ""))
+        except ValueError:
+            url = ""
         if not headers.get("location") or not self._may_ask(url):
             raise IncompleteError(f"{where}: the server redirects to another origin; give the base URL it points to")
         if method != "GET" and status not in (307, 308):
@@ -575,8 +614,9 @@ class FhirClient:
             outcome = strict.parse(answer.body.removeprefix(_BOM))
         except ValueError:
             outcome = None
-        sent = urlsplit(answer.url).query if body is None else body.decode("utf-8", "replace")
+        sent = body.decode("utf-8", "replace") if body else urlsplit(answer.url).query
         names = {name for name, _ in parse_qsl(sent, keep_blank_values=True)} if len(sent) < _CHUNK else set()
+        names &= names if body else self._asked  # a link of the server may name whom it likes
         words = said(outcome, {*names, *(name.partition(":")[0] for name in names), self.shown(answer.url)})
         shown = f"{answer.status} ({words})" if words else f"{answer.status}"
         if answer.status in _RETRIED:
@@ -599,7 +639,7 @@ class FhirClient:
         """Send once and read the whole answer, with the credentials used; `_AgainError` for what may pass."""
         with self._request(method, url, body, headers, signed=signed) as sent:
             content = bytearray()
-            for piece in _unpacked(sent.chunks(self._timeout, total=True), sent.encoding, lambda _: MAX_BODY):
+            for piece in _unpacked(sent.chunks(self._timeout, total=True), sent.encoding, _most):
                 content += piece
             return Answer(sent.status, sent.headers, bytes(content), url, sent.framed), sent.used
 
@@ -611,9 +651,13 @@ class FhirClient:
                 if sent.status == 200 and "html" not in sent.headers.get("content-type", "").lower():
                     chunks = sent.chunks(self._timeout, total=False)
                     pieces = _unpacked(chunks, sent.encoding, lambda received: MAX_BODY + MAX_RATIO * received)
-                    size, digest = _write(pieces, path)
+                    try:
+                        size, digest = _write(pieces, path)
+                    except BaseException:
+                        path.unlink(missing_ok=True)  # a bomb, or half a file of everybody's records
+                        raise
                     return Download(size, digest, sent.framed, sent.headers)
-                pieces = _unpacked(sent.chunks(self._timeout, total=True), sent.encoding, lambda _: MAX_BODY)
+                pieces = _unpacked(sent.chunks(self._timeout, total=True), sent.encoding, _most)
                 answer = Answer(sent.status, sent.headers, b"".join(pieces), url, sent.framed)
             if answer.status in _REDIRECTS:
                 url = self._redirected("GET", url, answer.status, answer.headers)
@@ -636,6 +680,8 @@ class FhirClient:
     ) -> "_Sent":
         """Send once and read the head of the answer."""
         self._hold_back()
+        if signed and self._shut_out:
+            raise SignInError(self._shut_out)
         sent = dict(headers)
         used = self.credentials.header() if signed and self.credentials is not None else ""
         if used:
@@ -651,6 +697,8 @@ class FhirClient:
         try:
             prepared = self._session.prepare_request(requests.Request(method, url, data=body, headers=sent))
             prepared.url = url if url.isascii() else prepared.url  # links are opaque: not spelt anew
+            if not self.is_own(url):
+                prepared.headers.pop("Cookie", None)  # a jar knows hosts but no ports
             response = self._session.send(
                 prepared,
                 allow_redirects=False,

@@ -1,7 +1,7 @@
 """Searches on a FHIR server: all pages of one, each held against what was asked, or an error that says what is wrong."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit
@@ -11,8 +11,8 @@ from crmo_fhir.fhir import strict
 from crmo_fhir.fhir.client import FORM, Answer, FhirClient
 from crmo_fhir.fhir.outcomes import issue_codes, said
 
-MAX_PAGES_WITHOUT_NEWS = 3
-_VERSIONS = re.compile(r"(4\.0|4\.3|5\.0)(\.\d+)?")
+MAX_PAGES_WITHOUT_NEWS = 5
+_VERSIONS = re.compile(r"(4\.0|4\.3|5\.0)(\.\d+)?(-[\w.-]{1,40})?", re.ASCII)
 _OUR_PARAMETERS = ("_count", "_format", "_total", "_summary", "_sort", "_pretty", "_elements")
 _STRICT = {"Prefer": "handling=strict"}
 _BOM = b"\xef\xbb\xbf"
@@ -44,7 +44,7 @@ class Account:
     """How one search went; a caller passes an empty one to `search` and reads it when the search is over.
 
     `started` is the server's `Date` of the first page; `totals` are all totals that pages named, in order; `recalled`
-    says that a page came out of the journal of a run that was cut off.
+    says that a page came out of the journal of a run that was cut off; `kept` are the keys of its pages there.
     """
 
     self_link: str = ""
@@ -57,6 +57,7 @@ class Account:
     framed: bool = True
     recalled: bool = False
     outcomes: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
 
 
 def capabilities(client: FhirClient) -> dict[str, Any]:
@@ -67,8 +68,8 @@ def capabilities(client: FhirClient) -> dict[str, Any]:
         older = " (DSTU2 or older)" if kind == "Conformance" else ""
         raise IncompleteError(f"{client.host} answers metadata with no CapabilityStatement{older}; check the base URL")
     version = statement.get("fhirVersion")
-    if not isinstance(version, str) or not _VERSIONS.match(version):
-        shown = version if isinstance(version, str) and re.fullmatch(r"[\w.-]{1,20}", version) else "no version"
+    if not isinstance(version, str) or not _VERSIONS.fullmatch(version):
+        shown = version if isinstance(version, str) and re.fullmatch(r"\d[\w.-]{0,19}", version, re.ASCII) else "no version"
         raise IncompleteError(f"{client.host} speaks FHIR {shown}; R4 (4.0), R4B (4.3) and R5 (5.0) are read")
     return statement
 
@@ -81,24 +82,25 @@ def search(
     post: bool = False,
     account: Account | None = None,
     fresh: bool = False,
+    check: Callable[[Match], None] = lambda _: None,
 ) -> Iterator[Match]:
     """Search one type over all its pages and yield each match once per page it stands on.
 
     The matches are those of the asked type with `search.mode` match, or none where the server gives no modes. Pages are
     kept in the client's journal as they are found good; those of a search that fails are dropped from it again. `fresh`:
-    what the journal has is not taken.
+    what the journal has is not taken. `check` raises an IncompleteError where a match is not what was asked for: then the
+    page is not kept, and no further one is asked for.
     Raises IncompleteError where a page is no searchset, an entry has no resource or id, an outcome is an error, the
     self link lacks a parameter that was sent, a `next` leads off the origin or in circles, a resource is cut down
     (SUBSETTED), or the total does not agree with the matches (ShortError where it is larger); else as `FhirClient.answer`.
     """
     account = Account() if account is None else account
-    kept: list[str] = []
     try:
-        yield from _pages(client, type_name, params, account, kept, post=post, fresh=fresh)
+        yield from _pages(client, type_name, params, account, check, post=post, fresh=fresh)
         if account.total is not None:
             check_total(client, type_name, account.total, account.matches)
     except IncompleteError:
-        client.forget(kept)
+        client.forget(account.kept)
         raise
 
 
@@ -107,7 +109,7 @@ def _pages(
     type_name: str,
     params: Sequence[tuple[str, str]],
     account: Account,
-    kept: list[str],
+    check: Callable[[Match], None],
     *,
     post: bool,
     fresh: bool,
@@ -132,7 +134,9 @@ def _pages(
             account.started = answer.headers.get("date", "")
             account.self_link = links.get("self", "")
             _check_self_link(account.self_link, params, where)
-        kept.append(client.keep(method, answer, form, url))
+        for match in matches:
+            check(match)
+        account.kept.append(client.keep(method, answer, form, url))
         news = [match for match in matches if match.id not in seen]
         account.repeated += len(matches) - len({match.id for match in news})
         seen.update(match.id for match in matches)
@@ -192,14 +196,16 @@ def _page(
         _, entries = strict.bundle(answer.body.removeprefix(_BOM))
     except ValueError as error:
         raise IncompleteError(f"{where}: {error}") from error
+    if entries and not isinstance(page["entry"], list):
+        raise IncompleteError(f"{where}: its entries cannot be read")
     matches = []
     for index, entry in enumerate(entries, 1):
         resource = page["entry"][index - 1].get("resource")
-        if entry.resource is None or not isinstance(resource, dict):
+        kind = resource.get("resourceType") if isinstance(resource, dict) else None
+        if entry.resource is None or not isinstance(resource, dict) or not isinstance(kind, str):
             raise IncompleteError(f"{where}, entry {index}: no resource")
         mode = entry.head.get("search")
         mode = mode.get("mode") if isinstance(mode, dict) else None
-        kind = resource.get("resourceType")
         if kind == "OperationOutcome":
             if issue_codes(resource):
                 raise IncompleteError(f"{where}, entry {index}: the server reports {said(resource)}")
@@ -223,7 +229,8 @@ def _page(
 def _next(client: FhirClient, page_url: str, link: str, where: str) -> str:
     """The URL of a next link, which is opaque: resolved against the page it stands on, and sent as it is."""
     try:
-        return client.url(urljoin(page_url, link))
+        # As from a search by GET: of one by POST, the last part of the path is _search, which is no place of pages.
+        return client.url(urljoin(page_url.removesuffix("/_search"), link))
     except (IncompleteError, ValueError) as error:
         raise IncompleteError(
             f"{where}: the next page is on another origin; it was not fetched (--allow-origin, if that is right)"
@@ -255,8 +262,7 @@ def _links(page: Mapping[str, Any]) -> dict[str, str]:
 def _check_self_link(self_link: str, params: Sequence[tuple[str, str]], where: str) -> None:
     """Refuse a self link that lacks a parameter sent (FHIR R4 search 3.1.1.6: clients SHALL check what was used)."""
     used = {name.partition(":")[0] for name, _ in parse_qsl(urlsplit(self_link).query, keep_blank_values=True)}
-    used -= {"_getpages", "_getpagesoffset", "_bundletype", *_OUR_PARAMETERS}
-    if not used:  # no self link, or one that repeats no filter: only the check of what came can tell
+    if not used or "_getpages" in used:  # no self link, or one that says nothing: only the check of what came can tell
         return
     used |= {"patient", "subject"} if used & {"patient", "subject"} else set()
     for name, _ in params:

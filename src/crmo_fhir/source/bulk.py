@@ -3,6 +3,7 @@
 STU2 and STU3 are begun by GET with a query, STU4 (4.0.0-ballot) by POST with Parameters, and a server that refuses the one
 is asked once by the other. A kick-off makes a job, so it is sent again only where the server said that it took none (429,
 503): one whose answer is lost would leave a second copy of everybody's records on the server, which nobody deletes.
+Medication, which is nobody's, is searched for where a server does not export it with patients or a group.
 
 What it holds to (numbers are the documented limits):
 
@@ -15,7 +16,8 @@ What it holds to (numbers are the documented limits):
   says. A line that is no JSON is left to who reads the data. The limit of a line is 128 MiB; only one line at a time is
   in memory.
 * A file whose link no longer works (403, 404, 410) is fetched by the link of a manifest asked for anew, once.
-* The state stands in `job.json` beside the files. A run that was killed goes on with the same job and the files it has.
+* The state stands in `job.json` beside the files. A run that was cut off is gone on with: the same job, the files it has.
+  Where that leads to no whole export either, a new one is begun.
 * The job is deleted on the server by `finish`, when the study is written and verified, and by nothing else.
 """
 
@@ -24,6 +26,7 @@ import os
 import re
 import shutil
 import threading
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -48,7 +51,7 @@ from crmo_fhir.fhir.client import (
     retry_after,
 )
 from crmo_fhir.fhir.outcomes import issue_codes, said
-from crmo_fhir.fhir.search import count
+from crmo_fhir.fhir.search import Account, count, search
 from crmo_fhir.model.records import READ_TYPES, Pull
 
 LEVELS = {"export": "system", "patient-export": "patient", "group-export": "group"}
@@ -92,10 +95,6 @@ class Export:
     deletions: bool = False
     types: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
-
-
-class _GoneError(IncompleteError):
-    """The server knows nothing of the job any more."""
 
 
 class _File(msgspec.Struct, frozen=True):
@@ -187,11 +186,6 @@ class _Run:
         """How messages name the export."""
         return f"{self.client.host}, $export"
 
-    @property
-    def anew(self) -> str:
-        """What to do about a fault of the export itself."""
-        return f"run again, and if it stays so, remove {self.folder} and have it exported anew"
-
     def named(self) -> list[tuple[str, _File]]:
         """The files with the names they have here, which are made of nothing a server says but a type we asked for."""
         return [(_name(number, file), file) for number, file in enumerate(self.job.files, 1)]
@@ -275,8 +269,8 @@ def export(
     """Export from a server into `folder`, which is ours alone: `<n>.<Type>.ndjson`, and `deleted.<n>.ndjson` of Bundles.
 
     `level` is system, patient or group:ID; `since` a FHIR instant, after which resources must have changed. `type_filters`
-    are searches (`Condition?code=…`) that a server may use or ignore, so what comes is to be tested in either case. What a
-    killed run with the same arguments began is gone on with. `note` is told what goes on; `progress`, of each type, how
+    are searches (`Condition?code=…`) that a server may use or ignore, so what comes is to be tested in either case. What an
+    earlier run with the same arguments began is gone on with. `note` is told what goes on; `progress`, of each type, how
     many resources have come, and how many are to come where the manifest says so.
 
     Raises UsageError for a group that no id can name; IncompleteError where the server does not export, or what came is
@@ -290,8 +284,8 @@ def export(
         note("the export of an earlier run is gone on with")
         try:
             return _fetch(_Run(client, folder, job, note, progress), 0)
-        except _GoneError:
-            client.tell(f"{client.host}: the export of the earlier run is no longer there; a new one is begun")
+        except (IncompleteError, ForbiddenError):
+            client.tell(f"{client.host}: the export of the earlier run does not come whole; a new one is begun")
     answer, kick_off = _begin(client, path, asked, _KickOff(_is_stu4(capability), asked.types))
     job = _Job("", f"{client.base}/{path}", asked, kick_off.types, _status_url(client, answer))
     _clear(folder)
@@ -300,14 +294,13 @@ def export(
     return _fetch(run, _polite(run, _asked_wait(answer), 0))
 
 
-def finish(client: FhirClient, folder: Path, *, delete: bool = True) -> None:
+def finish(client: FhirClient, folder: Path) -> None:
     """Delete the job on the server, when all it gave is landed and verified, and remove `folder`.
 
     A server that has no such job (404, 410) or does not do that (405, 501) is fine; where the request fails, the user is
-    told. Without `delete` the job stays on the server: what came of it was not whole. Whatever a killed run left of the
-    folder is removed. IntegrityError where it cannot be.
+    told. What a killed run left of the folder is removed. IntegrityError where it cannot be.
     """
-    job = _recalled(folder) if delete else None
+    job = _recalled(folder)
     if job is not None:
         try:
             client.send("DELETE", job.status_url, b"", {"Accept": FHIR_JSON}, expect=(404, 405, 410, 501))
@@ -359,6 +352,7 @@ def _other_forms(error: RefusedError, asked: _Asked, kick_off: _KickOff) -> Iter
         yield replace(kick_off, formatted=False)
     if error.status in (400, 422) and asked.level != "system":
         # Not in the compartment of a patient: some servers (HAPI) refuse such a type, others send what is referred to.
+        # Then it is searched for.
         yield replace(kick_off, types=tuple(kind for kind in kick_off.types if kind != "Medication"))
     if error.status in (405, 501) or (error.status in (400, 404) and "not-supported" in error.codes):
         yield replace(kick_off, post=not kick_off.post)
@@ -432,7 +426,7 @@ def _status(answer: Answer, where: str) -> int:
 def _manifest(run: _Run, url: str, wait: float) -> tuple[dict[str, Any], str]:
     """Look at the state of the job, first after `wait` seconds, until there is a manifest: it, and its URL.
 
-    Raises `_GoneError` for 404 and 410, IncompleteError where the job has failed, NetworkError where it takes too long.
+    Raises IncompleteError where the job has failed or is gone, NetworkError where it takes too long.
     """
     client, waited, looks, failures, too_soon = run.client, 0.0, 0, 0, 0
     while True:
@@ -483,9 +477,8 @@ def _refuse_failure(run: _Run, answer: Answer, status: int, asked: float | None)
         return
     words = said(outcome, (*run.job.asked.types, "$export"))
     shown = f"{status} ({words})" if words else f"{status}"
-    if status in (404, 410):
-        raise _GoneError(f"{run.where}: the server no longer holds the export ({shown}); {run.anew}")
-    raise IncompleteError(f"{run.where}: the export failed on the server with {shown}; {run.anew}")
+    what = "the server no longer holds the export:" if status in (404, 410) else "the export failed on the server with"
+    raise IncompleteError(f"{run.where}: {what} {shown}; run again")
 
 
 # ------------------------------------------------------------------------------------------------------- the manifests
@@ -505,10 +498,12 @@ def _manifests(run: _Run, wait: float) -> list[_File]:
         deletions = deletions or manifest.get("deleted") is not None
         listed, left = _files_of(run, manifest, place)
         others += left
-        news = [file for file in listed if (file.kind, file.type, file.url) not in known]
-        known.update((file.kind, file.type, file.url) for file in news)
-        files += news
-        without_news = 0 if news else without_news + 1
+        before = len(files)
+        for file in listed:
+            if (key := (file.kind, file.type, file.url)) not in known:
+                known.add(key)
+                files.append(file)
+        without_news = 0 if len(files) > before else without_news + 1
         links = [link.get("url") for link in _dicts(manifest.get("link")) if link.get("relation") == "next"]
         url = ""
         if links:
@@ -516,7 +511,7 @@ def _manifests(run: _Run, wait: float) -> list[_File]:
                 raise _ill(run, "link")
             url = _linked(run.client, place, links[0], "the next manifest")
         if url in seen or without_news > MAX_MANIFESTS_WITHOUT_NEWS:
-            raise IncompleteError(f"{run.where}: the links of the manifests go in circles; {run.anew}")
+            raise IncompleteError(f"{run.where}: the links of the manifests go in circles; run again")
     # Of several snapshots the earliest: what changed after it comes again with the next pull.
     job.transaction_time = min(times, key=datetime.fromisoformat)
     job.deletions, job.others = deletions, others
@@ -524,7 +519,7 @@ def _manifests(run: _Run, wait: float) -> list[_File]:
 
 
 def _ill(run: _Run, member: str) -> IncompleteError:
-    return IncompleteError(f"{run.where}: the manifest has no {member}, or not as the IG gives it; {run.anew}")
+    return IncompleteError(f"{run.where}: the manifest has no {member}, or not as the IG gives it; run again")
 
 
 def _transaction_time(run: _Run, manifest: Mapping[str, Any]) -> str:
@@ -579,7 +574,7 @@ def _renewed(run: _Run, index: int, stale: _File) -> _File:
             if [(file.kind, file.type, file.count) for file in files] != [
                 (file.kind, file.type, file.count) for file in run.job.files
             ]:
-                raise IncompleteError(f"{run.where}: the manifest, asked for again, lists other files; {run.anew}")
+                raise IncompleteError(f"{run.where}: the manifest, asked for again, lists other files; run again")
             run.job.files = files
             _save(run)
         return run.job.files[index]
@@ -628,10 +623,14 @@ def _download(run: _Run, index: int, name: str) -> _Done:
         except RefusedError as again:
             raise IncompleteError(
                 f"{run.where}, file {index + 1}: it cannot be fetched ({again.status}), nor by the link of the manifest "
-                f"asked for again; {run.anew}"
+                "asked for again; run again"
             ) from again
     with run.checking:
-        lines, counts = _check(run, path, file, f"{run.where}, file {index + 1} ({file.type or 'of many types'})")
+        try:
+            lines, counts = _check(path, file, f"{run.where}, file {index + 1} ({file.type or 'of many types'})")
+        except IncompleteError as error:
+            traceback.clear_frames(error.__traceback__)  # they hold the line, and there may be as many as threads
+            raise
     done = _Done(got.bytes, got.sha256, got.framed, lines, counts)
     with run.state:
         run.job.done[name] = done
@@ -648,7 +647,7 @@ def _is_whole(path: Path, done: _Done) -> bool:
         return False
 
 
-def _check(run: _Run, path: Path, file: _File, where: str) -> tuple[int, dict[str, int]]:
+def _check(path: Path, file: _File, where: str) -> tuple[int, dict[str, int]]:
     """Hold a file against its manifest: the lines that count, and the resources among them by type.
 
     The head of a block in a file organised by patient (a Parameters) is no data. IncompleteError where a line is a resource
@@ -659,28 +658,42 @@ def _check(run: _Run, path: Path, file: _File, where: str) -> tuple[int, dict[st
     lines, entries, is_cut = 0, 0, False
     for line, is_ended in _lines(path, where, MAX_LINE):
         if not lines and line[:64].lstrip()[:1] == b"<":
-            raise IncompleteError(f"{where}: an HTML or XML page instead of NDJSON; {run.anew}")
+            raise IncompleteError(f"{where}: an HTML or XML page instead of NDJSON; run again")
         try:
             found, is_cut = decoder.decode(line), False
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            if isinstance(error, msgspec.ValidationError):
-                raise IncompleteError(f"{where}: a line that is no resource; {run.anew}") from error
+        except msgspec.ValidationError as error:
+            raise IncompleteError(f"{where}: a line that is no resource; run again") from error
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             # No JSON, which is for who reads the data to judge, unless it is the end of the file.
-            lines, is_cut = lines + 1, not is_ended or "truncated" in str(error)
+            lines, is_cut = lines + 1, not is_ended or _ends_early(line)
             continue
         if not file.type and found.type == "Parameters":
             continue
         if found.type != file.type and (file.type or not _TYPE.fullmatch(found.type)):
-            raise IncompleteError(f"{where}: it holds resources of another type; {run.anew}")
+            raise IncompleteError(f"{where}: it holds resources of another type; run again")
         lines += 1
         counts[found.type] += 1
         entries += len(found.entry) if isinstance(found, _Deletions) else 0
     if is_cut:
-        raise IncompleteError(f"{where}: its last line is cut off; {run.anew}")
+        raise IncompleteError(f"{where}: its last line is cut off; run again")
     # The IG does not say whether the count of a file of deletions is of Bundles or of what they delete.
     if file.count is not None and file.count not in ({lines, entries} if file.kind == "deleted" else {lines}):
-        raise IncompleteError(f"{where}: the manifest says {file.count} resources and {lines} came; {run.anew}")
+        raise IncompleteError(f"{where}: the manifest says {file.count} resources and {lines} came; run again")
     return lines, dict(counts)
+
+
+def _ends_early(line: bytes | bytearray) -> bool:
+    """Whether a line that is no JSON is the beginning of one, be it that a line feed follows."""
+    end = len(line)
+    while end and line[end - 1] in b"\r\n":
+        end -= 1
+    try:
+        msgspec.json.decode(memoryview(line)[:end], type=msgspec.Raw)
+    except msgspec.DecodeError as error:
+        return "truncated" in str(error)
+    except (UnicodeDecodeError, RecursionError):
+        return False
+    return False
 
 
 def _lines(path: Path, where: str, limit: int) -> Iterator[tuple[bytes | bytearray, bool]]:
@@ -696,7 +709,9 @@ def _lines(path: Path, where: str, limit: int) -> Iterator[tuple[bytes | bytearr
                 if rest or not is_ended:
                     rest += piece
                 if len(rest) > limit:
-                    raise IncompleteError(f"{where}: a line of more than {limit // 2**20} MiB; export fewer at a time")
+                    raise IncompleteError(
+                        f"{where}: a line of more than {limit // 2**20} MiB; if it stays so, take --mode search"
+                    )
                 if not is_ended and len(piece) == _PIECE:
                     continue
                 line = rest or piece
@@ -744,10 +759,6 @@ def _account(run: _Run) -> Export:
         )
     found.counts = {kind: counts[kind] for kind in sorted(counts)}
     found.types = list(found.counts)
-    if job.types != job.asked.types:
-        found.warnings.append(
-            "the server exports no Medication at this level; those referred to must be read one by one"
-        )
     if job.others:
         found.warnings.append(f"{job.others} files of the export are of types not asked for; they were not fetched")
     if uncounted:
@@ -759,7 +770,42 @@ def _account(run: _Run) -> Export:
     if job.asked.since and not job.deletions:
         found.warnings.append("the export does not say what was deleted since; only a pull of everything can tell")
     _take_outcomes(run, found)
+    for kind in job.asked.types:
+        if kind not in job.types:
+            _search_instead(run, kind, found)
     return found
+
+
+def _search_instead(run: _Run, kind: str, found: Export) -> None:
+    """Fetch by search a type that the server does not export at this level: it is nobody's, so all of it may be read."""
+    name = f"0.{kind}.ndjson"
+    digest, size, ids = hashlib.sha256(), 0, set[str]()
+    account = Account()
+    try:
+        with os.fdopen(_created(run.folder / name), "wb") as file:
+            for match in search(run.client, kind, [("_count", "500")], account=account):
+                line = f"{match.text}\n".encode()
+                size += file.write(line)
+                digest.update(line)
+                ids.add(match.id)
+    except (RefusedError, ForbiddenError):
+        found.problems.append(f"{kind}: the server neither exports it at this level nor lets it be searched for")
+        return
+    except OSError as error:
+        raise _unwritten(run.folder / name, error) from error
+    found.counts = dict(sorted({**found.counts, kind: len(ids)}.items()))
+    found.types = list(found.counts)
+    found.files.append(
+        {
+            "name": name,
+            "type": kind,
+            "count": len(ids),
+            "declared": account.total,
+            "bytes": size,
+            "sha256": digest.hexdigest(),
+            "framed": account.framed,
+        }
+    )
 
 
 def _take_outcomes(run: _Run, found: Export) -> None:
@@ -801,7 +847,7 @@ def _save(run: _Run) -> None:
     """Write the state: whole or not at all. IntegrityError where the disk does not take it."""
     path, new = run.folder / _STATE, run.folder / f".{_STATE}"
     try:
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as file:
+        with os.fdopen(_created(new), "wb") as file:
             file.write(msgspec.json.encode(run.job))
             file.flush()
             os.fsync(file.fileno())
@@ -812,9 +858,15 @@ def _save(run: _Run) -> None:
         finally:
             os.close(handle)
     except OSError as error:
-        raise IntegrityError(
-            f"{path}: cannot be written ({error.strerror}); free space or choose another folder"
-        ) from error
+        raise _unwritten(path, error) from error
+
+
+def _created(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+
+
+def _unwritten(path: Path, error: OSError) -> IntegrityError:
+    return IntegrityError(f"{path}: cannot be written ({error.strerror}); free space or choose another folder")
 
 
 def _clear(folder: Path) -> None:
@@ -849,7 +901,13 @@ class _Dated(msgspec.Struct):
 
 
 def account_for(
-    pull: Pull, export: Export, client: FhirClient, capability: Mapping[str, Any], *, whole: bool, known: Mapping[str, int]
+    pull: Pull,
+    export: Export,
+    client: FhirClient,
+    capability: Mapping[str, Any],
+    *,
+    whole: bool,
+    known: Mapping[str, int],
 ) -> None:
     """Add to the pull of the candidates how the export came that they were picked out of.
 
@@ -879,7 +937,9 @@ def account_for(
 def _verify_counts(pull: Pull, export: Export, client: FhirClient) -> None:
     unverified = []
     for kind in READ_TYPES:
-        if all(file["declared"] is not None for file in export.files if file["type"] == kind) and export.counts.get(kind):
+        if all(file["declared"] is not None for file in export.files if file["type"] == kind) and export.counts.get(
+            kind
+        ):
             continue
         try:
             there = count(client, kind, [("_lastUpdated", f"le{export.transaction_time}")])

@@ -27,12 +27,15 @@ from crmo_fhir.fhir import references
 from crmo_fhir.fhir.client import FhirClient, ForbiddenError, RefusedError
 from crmo_fhir.fhir.codings import CodeSet
 from crmo_fhir.fhir.references import Key
-from crmo_fhir.fhir.search import Account, Match, ShortError, capabilities, check_total, count, search
+from crmo_fhir.fhir.search import Account, Match, ShortError, capabilities, check_total, count, is_subsetted
+from crmo_fhir.fhir.search import search as find
 from crmo_fhir.model.records import READ_TYPES, STRONGER_THAN_ORDERS, LedgerRow, Pull, Record, State
 from crmo_fhir.source import plan, selection
 from crmo_fhir.source.plan import Search
 from crmo_fhir.source.selection import HYDRATED, Person
 
+Fits = Callable[[Search, Match], bool]
+"""Whether a match is what a search asks for: servers ignore filters."""
 PASSES = 4
 """So often a search of several pages is repeated while the data change under it, before the run gives it up."""
 _NOT_TAKEN = (400, 404, 405, 406, 415, 422, 501)
@@ -84,6 +87,7 @@ class _Crawl:
     unverified: int = 0
     times: list[str] = field(default_factory=list)
     shown: Counter[str] = field(default_factory=Counter)
+    kept: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -116,7 +120,7 @@ def crawl(
         Pull(source=client.base, base=client.base),
         frozenset(absent),
         progress,
-        _usable(client, capability, earlier),
+        _usable(client, earlier),
         need_text,
     )
     _describe(run)
@@ -147,7 +151,7 @@ def _workers(number: int) -> Iterator[ThreadPoolExecutor]:
     pool.shutdown()
 
 
-def _usable(client: FhirClient, capability: Mapping[str, Any], earlier: Earlier | None) -> Earlier | None:
+def _usable(client: FhirClient, earlier: Earlier | None) -> Earlier | None:
     """The earlier pull, unless the server's clock now stands before it: then its changes cannot be told from the rest."""
     if earlier is None:
         return None
@@ -200,18 +204,19 @@ def _describe(run: _Crawl) -> None:
 # ------------------------------------------------------------------------------------------------------------ searching
 
 
-def _ask(run: _Crawl, search: Search) -> list[Match]:
+def _ask(run: _Crawl, search: Search, fits: Fits = lambda *_: True) -> list[Match]:
     """Run one search to its end, and again as long as the data change under it (see `_settled`).
 
     Where the server counts more than it sends and links to no further page, all of it is asked for on one page, and
-    where that is not given, half as many values at a time. ShortError where one value alone has too many matches.
+    where that is not given, half as many values at a time. ShortError where one value alone has too many matches;
+    IncompleteError as soon as a match comes that does not fit: then the server ignores what it is asked.
     """
     try:
-        return _settled(run, search)
+        return _settled(run, search, fits)
     except ShortError as short:
         if (wider := plan.widened(search, short.total)) is not None:
             try:
-                return _settled(run, wider)
+                return _settled(run, wider, fits)
             except ShortError:
                 pass
             except RefusedError as error:
@@ -220,10 +225,10 @@ def _ask(run: _Crawl, search: Search) -> list[Match]:
         halves = plan.halves(search)
         if not halves:
             raise
-    return [match for half in halves for match in _ask(run, half)]
+    return [match for half in halves for match in _ask(run, half, fits)]
 
 
-def _settled(run: _Crawl, search: Search) -> list[Match]:
+def _settled(run: _Crawl, search: Search, fits: Fits) -> list[Match]:
     """The matches of a search of which it is known that nothing slipped from page to page while it ran.
 
     One page is one moment. Over several pages, a record that is deleted or written moves the others, and one may be on no
@@ -233,17 +238,17 @@ def _settled(run: _Crawl, search: Search) -> list[Match]:
     """
     account = Account()
     try:
-        matches = _once(run, search, account)
+        matches = _once(run, search, account, fits)
     except IncompleteError:
         if not account.recalled:
             raise
         account = Account()  # what a killed run left does not go on: its pages may have expired
-        matches = _once(run, search, account, fresh=True)
+        matches = _once(run, search, account, fits, fresh=True)
     for _ in range(PASSES - 1):
         if account.pages < 2 or _is_quiet(run, search, account):
             return matches
         before, account = _content(matches), Account()
-        matches = _once(run, search, account, fresh=True)
+        matches = _once(run, search, account, fits, fresh=True)
         if _content(matches) == before:
             return matches
     raise IncompleteError(
@@ -256,9 +261,14 @@ def _content(matches: Iterable[Match]) -> set[tuple[str, str]]:
 
 
 def _is_quiet(run: _Crawl, search: Search, account: Account) -> bool:
-    """Whether the server says that nothing of a search was written since it began, and counts as many as came."""
+    """Whether the server says that nothing of a search was written since it began, and always counted what came.
+
+    Each page must have named the total: nothing else tells of what was deleted between them.
+    """
     began = _instant(account.started)
-    if began is None or "_lastUpdated" not in run.types.get(search.type, ()) or set(account.totals) - {account.matches}:
+    if began is None or "_lastUpdated" not in run.types.get(search.type, ()):
+        return False
+    if account.totals != [account.matches] * account.pages:
         return False
     changed = replace(search, params=(*search.params, ("_lastUpdated", f"ge{_fhir_instant(began)}")))
     return _counted(run, changed) == 0 and _counted(run, search) == account.matches
@@ -268,13 +278,22 @@ def _fhir_instant(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _once(run: _Crawl, asked: Search, account: Account, *, fresh: bool = False) -> list[Match]:
+def _once(run: _Crawl, asked: Search, account: Account, fits: Fits, *, fresh: bool = False) -> list[Match]:
     """Run one search and take down how it went, with the server's count of its matches where that can be had."""
     params = asked.params
     if "_total" in run.types.get(asked.type, ()):
         params = (*params, ("_total", "accurate"))
+
+    def check(match: Match) -> None:
+        if not fits(asked, match):
+            raise IncompleteError(
+                f"{run.client.host}, {asked.type} search: the server sent what was not asked for; it ignores "
+                f"{asked.params[0][0]}"
+            )
+
     matches = []
-    for match in search(run.client, asked.type, params, post=_posts(run, asked), account=account, fresh=fresh):
+    post = _posts(run, asked)
+    for match in find(run.client, asked.type, params, post=post, account=account, fresh=fresh, check=check):
         matches.append(match)
         if len(matches) % 200 == 0:
             _show(run, asked.type, 200)
@@ -306,6 +325,7 @@ def _take_down(run: _Crawl, asked: Search, params: Sequence[tuple[str, str]], ac
     """Keep the account of a search for the manifest; whom it asked for stays out of it."""
     said = [f"{name}={'' if name in plan.ABOUT_PERSONS else value}" for name, value in params]
     with run.lock:
+        run.kept[asked.type] += account.kept
         run.times.append(account.started)
         run.pull.searches.append(
             {
@@ -342,11 +362,11 @@ def _counted(run: _Crawl, search: Search) -> int | None:
 
 
 def _ask_all(
-    run: _Crawl, pool: ThreadPoolExecutor, searches: Iterable[Search]
+    run: _Crawl, pool: ThreadPoolExecutor, searches: Iterable[Search], fits: Fits
 ) -> Iterator[tuple[Search, list[Match]]]:
     """Run searches side by side; give each with its matches, in the order of the searches."""
     listed = list(searches)
-    return zip(listed, pool.map(lambda search: _ask(run, search), listed), strict=True)
+    return zip(listed, pool.map(lambda search: _ask(run, search, fits), listed), strict=True)
 
 
 def _warn(run: _Crawl, warning: str) -> None:
@@ -394,6 +414,11 @@ def _target(run: _Crawl, reference: object) -> Key | None:
     return run.aliases.get(text.strip()) if isinstance(text, str) else None
 
 
+def _has_id(search: Search, match: Match) -> bool:
+    """Whether a match is one of those asked for by their ids."""
+    return match.id in search.patients
+
+
 # ----------------------------------------------------------------------------------------------- Conditions and patients
 
 
@@ -401,15 +426,14 @@ def _conditions(run: _Crawl, pool: ThreadPoolExecutor, crmo: CodeSet, text: Code
     """The Conditions that qualify, by code and by text."""
     found: list[Match] = []
     asked = {code.casefold() for _, code in plan.condition_tokens(crmo)}
-    for search, matches in _ask_all(run, pool, plan.plan_conditions(crmo, len(run.client.base))):
-        for match in matches:
-            if selection.qualifies(match.resource, crmo, text):
-                found.append(match)
-            elif not any(
-                coding.code and coding.code.casefold() in asked
-                for coding in selection.codings(match.resource.get("code"))
-            ):
-                raise _ignored(run, search, "code")
+
+    def fits(_: Search, match: Match) -> bool:
+        return selection.qualifies(match.resource, crmo, text) or any(
+            coding.code and coding.code.casefold() in asked for coding in selection.codings(match.resource.get("code"))
+        )
+
+    for _, matches in _ask_all(run, pool, plan.plan_conditions(crmo, len(run.client.base)), fits):
+        found += [match for match in matches if selection.qualifies(match.resource, crmo, text)]
     worded: list[Match] = []
     for search in plan.plan_text():
         try:
@@ -469,10 +493,10 @@ def _said(match: Match) -> list[str]:
     return [said.casefold() for said in (text, *displays) if isinstance(said, str)]
 
 
-def _ignored(run: _Crawl, search: Search, name: str) -> IncompleteError:
-    return IncompleteError(
-        f"{run.client.host}, {search.type} search: the server sent what was not asked for; it ignores {name}"
-    )
+def _forget(run: _Crawl, kind: str) -> None:
+    """Drop the pages of a type from the journal: they turned out wrong as a whole, and the next run asks anew."""
+    with run.lock:
+        run.client.forget(run.kept.pop(kind, ()))
 
 
 def _subjects(run: _Crawl, conditions: list[Match]) -> set[str]:
@@ -524,10 +548,8 @@ def _patients(
     searches = plan.plan_patient("Patient", sorted(ids), run.capability, len(run.client.base))
     if searches and run.posts is None:
         _try_post(run, searches[0])
-    for search, matches in _ask_all(run, pool, searches):
+    for _, matches in _ask_all(run, pool, searches, _has_id):
         for match in matches:
-            if match.id not in search.patients:
-                raise _ignored(run, search, "_id")
             _take(run, match, [match.id])
             one = selection.person(_key(run, match), match.resource)
             found[match.id] = one
@@ -541,6 +563,7 @@ def _patients(
             replacing |= targets
     if lost := ids - set(found):
         if lost & required:
+            _forget(run, "Patient")
             raise IncompleteError(
                 f"{run.client.host}: {len(lost & required)} patients with a qualifying Condition, or in the place of one, "
                 "are not given; check the scope of the token"
@@ -579,8 +602,14 @@ def _linking(run: _Crawl, pool: ThreadPoolExecutor, people: dict[str, Person]) -
         for batch in plan.plan_ids("Patient", sorted(people), len(run.client.base) + 200)
         for value in (",".join(f"Patient/{plan.escaped(one)}" for one in batch.patients),)
     ]
+
+    def fits(search: Search, match: Match) -> bool:
+        linked = match.resource.get("link")
+        links = linked if isinstance(linked, list) else []
+        return _mean(run, search, [link.get("other") for link in links if isinstance(link, dict)])
+
     try:
-        answers = list(_ask_all(run, pool, searches))
+        answers = list(_ask_all(run, pool, searches, fits))
     except RefusedError as error:
         if error.status not in _NOT_TAKEN:
             raise
@@ -588,17 +617,16 @@ def _linking(run: _Crawl, pool: ThreadPoolExecutor, people: dict[str, Person]) -
         return ids
     for search, matches in answers:
         for match in matches:
-            linked = match.resource.get("link")
-            links = linked if isinstance(linked, list) else []
-            targets = [_target(run, link.get("other")) for link in links if isinstance(link, dict)]
-            if not any(target is not None and target.id in search.patients for target in targets):
-                raise _ignored(run, search, "link")
-            one = selection.person(_key(run, match), match.resource)
             # `seealso` and `refer` point to a patient too, and are no merging.
-            merging = [_target(run, other) for other in one.links]
-            if any(target is not None and target.id in search.patients for target in merging):
+            if _mean(run, search, selection.person(_key(run, match), match.resource).links):
                 ids.add(match.id)
     return ids
+
+
+def _mean(run: _Crawl, search: Search, others: Iterable[object]) -> bool:
+    """Whether one of these references is to a patient that a search asks for."""
+    targets = [_target(run, other) for other in others]
+    return any(target is not None and target.id in search.patients for target in targets)
 
 
 def _sharing(run: _Crawl, pool: ThreadPoolExecutor, people: dict[str, Person]) -> set[str]:
@@ -613,14 +641,20 @@ def _sharing(run: _Crawl, pool: ThreadPoolExecutor, people: dict[str, Person]) -
         _warn(run, "the server takes no search by POST: records with a shared identifier may be missing")
         return set()
     ids: set[str] = set()
+    known = set(identifiers)
     batches = [identifiers[start : start + plan.BATCH] for start in range(0, len(identifiers), plan.BATCH)]
     searches = [
         Search("Patient", (("identifier", value), ("_count", "200")), optional=True)
         for batch in batches
         for value in (",".join(f"{plan.escaped(system)}|{plan.escaped(one)}" for system, one in batch),)
     ]
+
+    def fits(_: Search, match: Match) -> bool:
+        one = selection.person(_key(run, match), match.resource)
+        return bool(one.identifiers & known) or _has_old_identifier(match, known)
+
     try:
-        answers = list(_ask_all(run, pool, searches))
+        answers = list(_ask_all(run, pool, searches, fits))
     except RefusedError as error:
         if error.status not in _NOT_TAKEN:
             raise
@@ -628,21 +662,17 @@ def _sharing(run: _Crawl, pool: ThreadPoolExecutor, people: dict[str, Person]) -
             run, f"the server refuses Patient/_search ({error.status}): records with a shared identifier may be missing"
         )
         return ids
-    for (search, matches), batch in zip(answers, map(set, batches), strict=True):
+    for _, matches in answers:
         for match in matches:
             one = selection.person(_key(run, match), match.resource)
-            if not one.identifiers & batch:
-                if _has_old_identifier(match, batch):
-                    continue
-                raise _ignored(run, search, "identifier")
             if any(selection.same_person(one, other) for other in people.values()):
                 ids.add(match.id)
     return ids
 
 
-def _has_old_identifier(match: Match, batch: set[tuple[str, str]]) -> bool:
+def _has_old_identifier(match: Match, known: set[tuple[str, str]]) -> bool:
     """Whether the server was right and only we do not count the identifier (use temp or old, or another spelling)."""
-    values = {value.casefold() for _, value in batch}
+    values = {value.casefold() for _, value in known}
     items = match.resource.get("identifier")
     found = items if isinstance(items, list) else []
     return any(isinstance(item, dict) and str(item.get("value", "")).strip().casefold() in values for item in found)
@@ -673,9 +703,9 @@ def _of_patients(run: _Crawl, pool: ThreadPoolExecutor, ids: list[str], known: s
             continue
         for match, owner in answer:
             _take(run, match, [owner])
-        missing = {
-            key for key in known if key.type == search.type and run.got[key].owners & set(search.patients)
-        } - {_key(run, match) for match, _ in answer}
+        missing = {key for key in known if key.type == search.type and run.got[key].owners & set(search.patients)} - {
+            _key(run, match) for match, _ in answer
+        }
         if missing:
             _fail(run, search.type, search.patients, "truncated", _lost(run, search.type, len(missing)))
 
@@ -696,16 +726,21 @@ def _theirs(
         return error
 
 
+def _owned(run: _Crawl) -> Fits:
+    """Whether a match is of a patient asked for."""
+    return lambda search, match: _owner(run, search, match) != ""
+
+
 def _owner(run: _Crawl, search: Search, match: Match) -> str:
+    """The id of the patient of a match; empty where it is none of those that were asked for."""
     target = _target(run, selection.subject(match.resource))
-    if target is None or target.type != "Patient" or target.id not in search.patients:
-        raise _ignored(run, search, search.params[0][0])
-    return target.id
+    return target.id if target is not None and target.type == "Patient" and target.id in search.patients else ""
 
 
 def _fail(run: _Crawl, kind: str, patients: Iterable[str], state: State, failure: Exception) -> None:
     """Take down what is missing, once for each way in which a type fails."""
     assert isinstance(failure, IncompleteError | ForbiddenError)
+    _forget(run, kind)
     for patient in patients:
         run.cells[patient, kind] = (state, str(failure))
     if str(failure) not in {str(other) for other in run.pull.failures}:
@@ -721,8 +756,9 @@ def _lost(run: _Crawl, kind: str, number: int) -> IncompleteError:
 
 def _parts(run: _Crawl, search: Search) -> list[list[Match]]:
     """The matches of one search; Observations by category where the server will not give them otherwise."""
+    fits = _owned(run)
     try:
-        return [_ask(run, search)]
+        return [_ask(run, search, fits)]
     except RefusedError as error:
         if search.type != "Observation" or error.status not in (400, 422):
             raise
@@ -731,11 +767,11 @@ def _parts(run: _Crawl, search: Search) -> list[list[Match]]:
         replace(search, params=(*search.params, ("category", category))) for category in plan.OBSERVATION_CATEGORIES
     ]
     try:
-        parts = [_ask(run, one) for one in searches]
+        parts = [_ask(run, one, fits) for one in searches]
     except RefusedError:
         raise refusal from None  # it was not the category that it wanted
     try:
-        parts.append(_ask(run, replace(search, params=(*search.params, ("category:missing", "true")))))
+        parts.append(_ask(run, replace(search, params=(*search.params, ("category:missing", "true"))), fits))
     except RefusedError:
         _warn(run, "the server gives Observations by category only: those without a standard category are not found")
     return parts
@@ -756,9 +792,7 @@ def _by_patient(run: _Crawl) -> dict[tuple[str, str], list[Match]]:
     return found
 
 
-def _changes(
-    run: _Crawl, search: Search, before: Mapping[tuple[str, str], list[Match]]
-) -> list[Match] | None:
+def _changes(run: _Crawl, search: Search, before: Mapping[tuple[str, str], list[Match]]) -> list[Match] | None:
     """What the earlier pull has of a search, brought up to date; None where all of it must be asked for.
 
     Asked for is what was written since. Then the server's count of the whole tells whether something was deleted or went to
@@ -771,7 +805,7 @@ def _changes(
         return None
     changed = replace(search, params=(*search.params, ("_lastUpdated", f"ge{earlier.since}")))
     try:
-        fresh = {match.id: match for match in _ask(run, changed)}
+        fresh = {match.id: match for match in _ask(run, changed, _owned(run))}
     except IncompleteError:
         return None  # a server that ignores or refuses _lastUpdated is asked for everything
     held = {match.id: match for patient in search.patients for match in before.get((patient, search.type), ())}
@@ -806,8 +840,9 @@ def _hydrate(run: _Crawl, pool: ThreadPoolExecutor, ids: set[str]) -> None:
             tried |= keys
             try:
                 matches = _by_id(run, pool, kind, sorted(key.id for key in keys))
-            except (RefusedError, ForbiddenError) as error:
-                _fail(run, kind, {owner for key in keys for owner in asked[key]}, "refused", error)
+            except (IncompleteError, ForbiddenError) as error:
+                state: State = "refused" if isinstance(error, RefusedError | ForbiddenError) else "truncated"
+                _fail(run, kind, {owner for key in keys for owner in asked[key]}, state, error)
                 continue
             for match in matches:
                 _take_meant(run, match, asked[_key(run, match)], ids)
@@ -834,9 +869,7 @@ def _by_id(run: _Crawl, pool: ThreadPoolExecutor, kind: str, ids: list[str]) -> 
     found: list[Match] = []
     searches = plan.plan_ids(kind, ids, len(run.client.base)) if kind in run.types else []
     try:
-        for search, matches in _ask_all(run, pool, searches):
-            if any(match.id not in search.patients for match in matches):
-                raise _ignored(run, search, "_id")
+        for _, matches in _ask_all(run, pool, searches, _has_id):
             found += matches
     except RefusedError as error:
         if error.status not in _NOT_TAKEN:
@@ -848,8 +881,13 @@ def _by_id(run: _Crawl, pool: ThreadPoolExecutor, kind: str, ids: list[str]) -> 
 
 def _read(run: _Crawl, kind: str, identity: str) -> Match | None:
     """Read one resource; None where it is not there (404) or no more (410)."""
+
+    def check(resource: Mapping[str, Any]) -> None:
+        if is_subsetted(resource):
+            raise IncompleteError(f"{run.client.host}, {kind}: the server sent only a part of a resource (SUBSETTED)")
+
     try:
-        resource, text = run.client.read(kind, identity)
+        resource, text = run.client.read(kind, identity, check)
     except RefusedError as error:
         if error.status in (404, 410):
             return None

@@ -37,6 +37,7 @@ _WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _GZIP = b"\x1f\x8b"
 _PACKED = (b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf")
 _SNIFFED = 65536
+_PIECE = 1024 * 1024
 _JSON_NAME = re.compile(r"\.(json|ndjson|jsonl)(\.gz)?$", re.IGNORECASE)
 _LINES_NAME = re.compile(r"\.(ndjson|jsonl)(\.gz)?$", re.IGNORECASE)
 _FIRST_TYPE = re.compile(rb'\A\s*\{\s*"resourceType"\s*:\s*"([A-Za-z]{1,64})"')
@@ -351,11 +352,20 @@ def _lines(path: Path, name: str) -> Iterator[bytes]:
     """Divide a file at line feeds only: U+2028, U+2029 and U+0085 stand inside a line."""
     with _guarded(path, name) as stream:
         number = 0
-        while line := stream.readline(MAX_DOCUMENT + 1):
+        while line := stream.readline(min(_PIECE, MAX_DOCUMENT + 1)):
             number += 1
-            if len(line) > MAX_DOCUMENT:
-                raise IncompleteError(f"{name}, line {number}: a line of more than {MAX_DOCUMENT // 2**20} MiB")
-            yield line
+            yield line if line.endswith(b"\n") else _long_line(line, stream, f"{name}, line {number}")
+
+
+def _long_line(begun: bytes, stream: IO[bytes], where: str) -> bytes:
+    """The whole of a line, put together piece by piece, so that one over the limit is in memory once at most."""
+    line, piece = bytearray(), begun
+    while piece:
+        line += piece
+        if len(line) > MAX_DOCUMENT:
+            raise IncompleteError(f"{where}: a line of more than {MAX_DOCUMENT // 2**20} MiB")
+        piece = b"" if piece.endswith(b"\n") else stream.readline(_PIECE)
+    return bytes(line)
 
 
 # ------------------------------------------------------------------------------------------- from a file to resources

@@ -101,11 +101,22 @@ def plan_conditions(crmo: CodeSet, base_length: int = 100) -> list[Search]:
 
     The bare form finds the code under a system the set does not know by that URI; what it finds is checked locally.
     """
-    tokens = condition_tokens(crmo)
-    values = [f"{escaped(system)}|{escaped(code)}" for system, code in tokens]
-    values += [escaped(code) for _, code in tokens]
-    limit = MAX_URL - base_length - len("/Condition?")
-    chunks = _chunks(dict.fromkeys(values), "code", limit, len(values))
+    return [*plan_systems(crmo, base_length), *plan_bare(crmo, base_length)]
+
+
+def plan_systems(crmo: CodeSet, base_length: int = 100) -> list[Search]:
+    """The part of `plan_conditions` that names systems."""
+    return _by_code((f"{escaped(system)}|{escaped(code)}" for system, code in condition_tokens(crmo)), base_length)
+
+
+def plan_bare(crmo: CodeSet, base_length: int = 100) -> list[Search]:
+    """The part of `plan_conditions` that names none."""
+    return _by_code((escaped(code) for _, code in condition_tokens(crmo)), base_length)
+
+
+def _by_code(values: Iterable[str], base_length: int) -> list[Search]:
+    distinct = list(dict.fromkeys(values))
+    chunks = _chunks(distinct, "code", MAX_URL - base_length - len("/Condition?"), len(distinct))
     return [Search("Condition", (("code", ",".join(chunk)), *_COUNT)) for chunk in chunks]
 
 

@@ -9,6 +9,7 @@ from crmo_fhir.errors import IncompleteError, SignInError, UsageError
 from crmo_fhir.fhir.client import FhirClient, RefusedError
 from crmo_fhir.fhir.codings import CodeSet
 from crmo_fhir.fhir.search import count
+from crmo_fhir.fhir.sign_in import DISCOVERY
 from crmo_fhir.model.records import READ_TYPES
 from crmo_fhir.source import bulk, plan
 
@@ -31,7 +32,8 @@ class Way:
 class Finding:
     """What a probe found: `counts` per type on the whole server (None where it does not say), the way and its costs.
 
-    `impossible` is what makes the pull fail or be partial; `limits` is what it cannot promise.
+    `sign_in` says in words how one may sign in; `impossible` is what makes the pull fail or be partial, `limits` what it
+    cannot promise.
     """
 
     software: str
@@ -41,6 +43,7 @@ class Finding:
     records: int | None = None
     candidates: int | None = None
     counts: dict[str, int | None] = field(default_factory=dict)
+    sign_in: str = ""
     scopes: list[str] = field(default_factory=list)
     impossible: list[str] = field(default_factory=list)
     limits: list[str] = field(default_factory=list)
@@ -76,9 +79,10 @@ def choose_way(
     candidates, patients = candidates_of(client, crmo), _counted(client, "Patient")
     if candidates is None or patients is None:
         return Way("search", "the server does not count, and a search reads nobody else's records")
+    counted = f"{candidates} diagnoses of the disease, {patients} patients in all"
     if candidates > MANY and 2 * candidates > patients:
-        return Way("bulk", f"{candidates} candidates of {patients} patients: most of the server is to be read", level)
-    return Way("search", f"{candidates} candidates of {patients} patients: a search reads nobody else's records")
+        return Way("bulk", f"{counted}; most of the server is to be read", level)
+    return Way("search", f"{counted}; a search reads nobody else's records")
 
 
 def _finds_conditions(capability: Mapping[str, Any]) -> bool:
@@ -96,14 +100,17 @@ def _finds_conditions(capability: Mapping[str, Any]) -> bool:
 
 
 def candidates_of(client: FhirClient, crmo: CodeSet) -> int | None:
-    """How many Conditions with a code of the disease the server counts; None where it does not say."""
-    total = 0
-    for search in plan.plan_conditions(crmo, len(client.base)):
-        found = _counted(client, search.type, search.params)
-        if found is None:
+    """How many Conditions with a code of the disease the server counts; None where it does not say.
+
+    Codes are asked for with and without their systems, and a Condition is found either way: the larger sum counts.
+    """
+    sums = []
+    for searches in (plan.plan_systems(crmo, len(client.base)), plan.plan_bare(crmo, len(client.base))):
+        totals = [_counted(client, search.type, search.params) for search in searches]
+        if None in totals:
             return None
-        total += found
-    return total
+        sums.append(sum(total or 0 for total in totals))
+    return max(sums)
 
 
 def _counted(client: FhirClient, kind: str, params: tuple[tuple[str, str], ...] = ()) -> int | None:
@@ -132,6 +139,7 @@ def probe(
     name = software.get("name") if isinstance(software, dict) else None
     way = choose_way(client, capability, crmo, asked=asked, group=group)
     found = Finding(str(name or urlsplit(client.base).hostname), str(capability["fhirVersion"]), way)
+    found.sign_in = _sign_in(client)
     for kind in READ_TYPES:
         if kind not in types:
             if kind in ("Patient", "Condition"):
@@ -157,6 +165,18 @@ def probe(
     if found.counts and all(total is None for total in found.counts.values()):
         found.limits.append("the server counts nothing: that searches are whole will rest on their links alone")
     return found
+
+
+def _sign_in(client: FhirClient) -> str:
+    """What the server's SMART configuration offers to a program without a user."""
+    try:
+        configuration = client.get_json(DISCOVERY, signed=False)
+    except (IncompleteError, SignInError):
+        return "the server shows no SMART configuration"
+    capabilities = configuration.get("capabilities")
+    if isinstance(capabilities, list) and "client-confidential-asymmetric" in capabilities:
+        return "SMART backend services (--client-id, --key-file)"
+    return "SMART, without backend services"
 
 
 def _plan_search(client: FhirClient, crmo: CodeSet, types: Mapping[str, set[str]], found: Finding) -> None:
