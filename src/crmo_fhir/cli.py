@@ -69,9 +69,10 @@ def _said(error: Exception) -> tuple[str, int]:
             what = "free space or mend the disk" if kind is IntegrityError else "check the path"
             where = error.filename or "standard output or a file"
             return f"{where}: {error.strerror or 'cannot be read or written'}; {what}", kind.exit_code
-    steps = [(Path(frame.f_code.co_filename), line) for frame, line in traceback.walk_tb(error.__traceback__)]
-    places = " < ".join(f"{path.name}:{line}" for path, line in reversed(steps) if path.parent != Path(click.__file__).parent)
-    return f"a fault of the program, {type(error).__name__} at {places}; report it with this line", CrmoFhirError.exit_code
+    steps = [(Path(frame.f_code.co_filename).name, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    places = " < ".join(f"{name}:{line}" for name, line in reversed(steps[-8:]))
+    kind = type(error).__name__
+    return f"a fault of the program ({kind} at {places}); report it with this line", CrmoFhirError.exit_code
 
 
 @contextmanager

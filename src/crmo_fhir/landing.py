@@ -214,13 +214,16 @@ def keep_journal(study: Path, request: Mapping[str, Any]) -> Iterator[Journal]:
 
 
 def export_folder(study: Path) -> Path:
-    """Where the files of a bulk export stand until they have landed."""
-    return study / ".export"
+    """Where the files of a bulk export stand until they have landed; what a run left there long ago is dropped."""
+    folder = study / ".export"
+    if folder.is_dir() and abs(time.time() - folder.stat().st_mtime) > JOURNAL_HOURS * 3600:
+        drop_export(study)
+    return folder
 
 
 def drop_export(study: Path) -> None:
     """Remove the files of a bulk export."""
-    shutil.rmtree(export_folder(study), ignore_errors=True)
+    shutil.rmtree(study / ".export", ignore_errors=True)
 
 
 def land(

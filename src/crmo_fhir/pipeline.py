@@ -198,7 +198,7 @@ def _fetch(
     way = choose_way(client, capability, crmo, asked=how.mode, group=how.group)
     voice.note(f"fetching by {way.mode}: {way.reason}")
     if way.mode == "bulk":
-        pull = _export(client, capability, way.level, study, earlier, artifacts, voice)
+        pull = _export(client, capability, way.level, study, earlier, artifacts, server.absent, voice)
     else:
         crawled = partial(
             crawl,
@@ -289,6 +289,7 @@ def _export(
     study: Path,
     earlier: "Earlier | None",
     artifacts: "Artifacts",
+    absent: tuple[str, ...],
     voice: Voice,
 ) -> "Pull":
     """Fetch by a bulk export, and pick the candidates out of its files.
@@ -297,26 +298,34 @@ def _export(
     among them that the study does not hold yet; else everything is.
     """
     from crmo_fhir import landing
-    from crmo_fhir.source import bulk
+    from crmo_fhir.source import bulk, plan
 
-    folder, whole = landing.export_folder(study), level == "system"
+    folder, types = landing.export_folder(study), plan.exportable(capability)
+    account_for = partial(bulk.account_for, client=client, capability=capability, absent=absent)
+    fetch = partial(
+        bulk.export, client, capability, folder, level, types=types, note=voice.note, progress=voice.progress
+    )
     if earlier is not None:
-        export = bulk.export(
-            client, capability, folder, level, since=earlier.since, note=voice.note, progress=voice.progress
-        )
+        export = fetch(since=earlier.since)
         if export.deletions and bulk.are_dated(folder, export):
             landing.write_lines(folder / "earlier", earlier.records)
             pull = _select(folder, artifacts, client.base)
             known = {patient for patient, _ in earlier.whole}
             if not pull.unresolved and known.issuperset(row.patient for row in pull.ledger):
-                bulk.account_for(pull, export, client, capability, whole=False, known=earlier.counts)
+                account_for(pull, export, whole=False, known=earlier.counts)
                 return pull
         voice.note("the changes alone do not tell all: everything is exported")
         bulk.finish(client, folder)
-    export = bulk.export(client, capability, folder, level, note=voice.note, progress=voice.progress)
-    pull = _select(folder, artifacts, client.base)
-    bulk.account_for(pull, export, client, capability, whole=whole, known={})
-    return pull
+    begun_before = folder.exists()
+    while True:
+        export = fetch()
+        pull = _select(folder, artifacts, client.base)
+        account_for(pull, export, whole=level == "system", known={})
+        if not begun_before or not (pull.failures or any(broken.matters for broken in pull.broken)):
+            return pull
+        # What an earlier run fetched was not whole, and the server may have been mended since.
+        landing.drop_export(study)
+        begun_before = False
 
 
 def _earlier(study: Path, updated_since: str) -> "Earlier | None":

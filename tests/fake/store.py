@@ -175,6 +175,8 @@ def make_test(
         )
     if name == "link":
         return lambda one: any(link["other"].get("reference") in wanted for link in one.resource.get("link", ()))
+    if name == "category:missing":
+        return lambda one: (value == "true") != bool(one.resource.get("category"))
     if name == "category":
         return lambda one: any(not wanted.isdisjoint(_tokens(c)) for c in one.resource.get("category", ()))
     return lambda _: True

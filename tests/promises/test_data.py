@@ -1,12 +1,12 @@
 """Promises 40-52: faults of the data themselves, in files and from a server."""
 
 import json
-import os
 import random
 import time
 
 import pytest
 from fake_server import FakeServer, Fault
+
 from promises.records import (
     COHORT,
     about,
@@ -105,7 +105,8 @@ def test_promise_43_numbers_and_members_that_are_no_json_are_quarantined(crmo, t
 @pytest.mark.parametrize("number", ["1.10", "0.010", "1234567890.123456789"])
 @pytest.mark.parametrize("served", [False, True], ids=["file", "server"])
 def test_promise_44_decimals_keep_their_text(crmo, tmp_path, number, served):
-    lab = '{"resourceType":"Observation","id":"o9","status":"final","subject":{"reference":"Patient/p1"},' + (
+    lab = (
+        '{"resourceType":"Observation","id":"o9","status":"final","subject":{"reference":"Patient/p1"},'
         f'"code":{{"coding":[{{"system":"http://loinc.org","code":"1988-5"}}]}},"valueQuantity":{{"value":{number}}}}}'
     )
     study = tmp_path / "study"
@@ -307,4 +308,4 @@ def test_promise_52_units_that_do_not_fit_are_not_mixed_in(crmo, tmp_path):
 def test_the_small_cohort_is_one(clean, tmp_path):
     assert counted(tmp_path / "clean", "tnfi-clinical") == ("1", "1")
     assert effect("o1", "p1", "m1") in COHORT
-    assert os.path.exists(tmp_path / "clean")
+    assert (tmp_path / "clean" / "results.csv").exists()

@@ -264,7 +264,7 @@ def test_promise_05_a_cut_body_without_a_length_is_not_taken(fetch, lines):
 def test_promise_06_the_next_request_comes_no_sooner_than_asked(fetch, server, status):
     fetch.waiting = True
     server.faults.append(Fault("status", where=page("Observation"), status=status, headers={"Retry-After": "1"}))
-    fetch.clean(fetch(server))
+    fetch.clean(fetch(server, "--workers", "1"))
     struck = next(index for index, request in enumerate(server.requests) if page("Observation")(request))
     (gap,) = seconds_between(server.requests[struck : struck + 2])
     assert 1.0 <= gap < 3.0

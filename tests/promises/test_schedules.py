@@ -55,8 +55,13 @@ COHORT = [
 ]
 TYPES = ("Patient", "Condition", "Encounter", "MedicationStatement", "Observation", "Medication")
 ABSENT = (
-    "MedicationRequest", "MedicationDispense", "MedicationAdministration", "Procedure", "ImagingStudy",
-    "DiagnosticReport", "AdverseEvent",
+    "MedicationRequest",
+    "MedicationDispense",
+    "MedicationAdministration",
+    "Procedure",
+    "ImagingStudy",
+    "DiagnosticReport",
+    "AdverseEvent",
 )
 
 FAULTS: dict[str, dict[str, Any]] = {
@@ -66,8 +71,14 @@ FAULTS: dict[str, dict[str, Any]] = {
     "slow": {"kind": "slow", "seconds": 0.01},
     "bomb": {"kind": "bomb", "size": 2 * 2**20},
     "stacked": {"kind": "stacked", "size": 2 * 2**20},
-    **{f"status {s}": {"kind": "status", "status": s} for s in (400, 401, 403, 404, 405, 408, 410, 422, 429, 500, 501, 502, 503, 504)},
-    **{f"429 after {wait}": {"kind": "status", "status": 429, "headers": {"Retry-After": wait}} for wait in ("1", "20", "1000", "soon")},
+    **{
+        f"status {s}": {"kind": "status", "status": s}
+        for s in (400, 401, 403, 404, 405, 408, 410, 422, 429, 500, 501, 502, 503, 504)
+    },
+    **{
+        f"429 after {wait}": {"kind": "status", "status": 429, "headers": {"Retry-After": wait}}
+        for wait in ("1", "20", "1000", "soon")
+    },
     "no next": {"kind": "change", "change": lambda page: {**page, "link": []}},
     "total more": {"kind": "change", "change": lambda page: {**page, "total": page.get("total", 0) + 1}},
     "no id": {"kind": "change", "change": lambda page: json.loads(json.dumps(page).replace('"id"', '"no"'))},
@@ -89,7 +100,7 @@ class Site:
 
     def serve(self) -> FakeServer:
         server = FakeServer(map(compact, COHORT), page_size=self.page_size, stamped=self.stamped)
-        server.opaque_links, server.relative_links = self.links == 'opaque', self.links == 'relative'
+        server.opaque_links, server.relative_links = self.links == "opaque", self.links == "relative"
         server.totals, server.counts, server.posts = self.totals, self.counts, self.posts
         server.self_links, server.modes, server.zipped = self.self_links, self.modes, self.zipped
         server.types = TYPES
@@ -109,7 +120,9 @@ def pull(server, study, schedule) -> CrmoFhirError | None:
     before = set(threading.enumerate())
     try:
         pipeline.extract(
-            server.base, study, Parameters(text_diagnosis=True),
+            server.base,
+            study,
+            Parameters(text_diagnosis=True),
             server=pipeline.Server(workers=schedule.workers, retry_budget=schedule.budget, absent=ABSENT),
         )
     except CrmoFhirError as error:
@@ -125,7 +138,11 @@ def landed(study: Path):
     manifest = json.loads((raw / "manifest.json").read_text())
     assert manifest["complete"] is True
     files = {p.name: p.read_bytes() for p in raw.glob("[A-Z]*.ndjson")}
-    return {**files, "ledger.csv": (raw / "ledger.csv").read_bytes(), "records": json.dumps(manifest["source"]["records"]).encode()}
+    return {
+        **files,
+        "ledger.csv": (raw / "ledger.csv").read_bytes(),
+        "records": json.dumps(manifest["source"]["records"]).encode(),
+    }
 
 
 @cache
@@ -143,7 +160,10 @@ def run(schedule: Schedule):
         if schedule.lasting:
             server.faults = [Fault(skip=schedule.lasting[0], times=10**6, **FAULTS[schedule.lasting[1]])]
         error = pull(server, study, schedule)
-        log = [(f"{schedule.faults.get(n)}!" if n in schedule.faults else "") + f"{r.method} {r.path[5:60]} {r.body[:60]}" for n, r in enumerate(server.requests)]
+        log = [
+            (f"{schedule.faults.get(n)}!" if n in schedule.faults else "") + f"{r.method} {r.path[5:60]} {r.body[:60]}"
+            for n, r in enumerate(server.requests)
+        ]
         if error is None:
             got = landed(study)
             if got != reference(schedule.site.stamped, schedule.site.posts):
@@ -165,13 +185,19 @@ def run(schedule: Schedule):
         return "loud", log, error
 
 
-
 def draw(seed: int) -> Schedule:
     r = Random(seed)
     site = Site(
-        page_size=r.choice([1, 2, 3, 200]), links=r.choice(["plain", "opaque", "relative"]),
-        totals=r.choice([True, "asked", False]), counts=r.random() < 0.5, posts=r.random() < 0.8,
-        self_links=r.random() < .7, modes=r.random() < .7, stamped=r.random() < .5, zipped=r.random() < .3)
+        page_size=r.choice([1, 2, 3, 200]),
+        links=r.choice(["plain", "opaque", "relative"]),
+        totals=r.choice([True, "asked", False]),
+        counts=r.random() < 0.5,
+        posts=r.random() < 0.8,
+        self_links=r.random() < 0.7,
+        modes=r.random() < 0.7,
+        stamped=r.random() < 0.5,
+        zipped=r.random() < 0.3,
+    )
     names = sorted(FAULTS)
     faults = {n: r.choice(names) for n in r.sample(range(26), r.choice([1, 2, 3, 4, 6, 8]))}
     return Schedule(site, faults, None, r.randint(1, 4), r.choice([120.0, 120.0, 5.0, 0.0]))
@@ -193,10 +219,18 @@ def quick(monkeypatch):
 def test_promise_01_(quick):
     ended = Counter()
     import time
+
     t0 = time.time()
     out = open("/tmp/sched/wrong.txt", "w")
 
-    @settings(max_examples=SCHEDULES, derandomize=True, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=SCHEDULES,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
     @given(st.integers(0, 2**32 - 1))
     def check(seed):
         schedule = draw(seed)
@@ -205,6 +239,7 @@ def test_promise_01_(quick):
         if "wrong" in how:
             print(how, schedule, repr(error), *log, "", sep="\n  ", file=out, flush=True)
         return
+
     check()
     print(ended, time.time() - t0, file=out)
     assert not ended["silent wrong"]

@@ -264,16 +264,17 @@ def test_promise_17_another_scheme_name_or_address_is_another_origin(fetch, serv
 def test_promise_17_no_spelling_leads_the_token_elsewhere(fetch, server, evil, resolved, sign):
     """Libraries do not agree on where the host is in these."""
     here, there = (f"127.0.0.1:{one.port}" for one in (server, evil))
+    spelt = {"Observation": f"http://{here}{sign}{there}", "Procedure": f"http://{there}{sign}{here}"}
 
     def link(url: str) -> str:
-        first, second = (here, there) if "/Observation?" in url else (there, here)
-        return url if "/Condition?" in url else url.replace(server.origin, f"http://{first}{sign}{second}")
+        kind = urlsplit(url).path.rpartition("/")[2]
+        return url.replace(server.origin, spelt.get(kind, server.origin))
 
     server.link = link
     fetch.loud(fetch(server), 3)
     assert evil.requests == []
     assert resolved == {"127.0.0.1"}
-    for kind in ("Encounter", "Observation", "Procedure"):
+    for kind in spelt:
         assert set(cells(fetch.study, kind).values()) <= {"refused", "truncated"}
 
 
@@ -981,7 +982,7 @@ def test_what_names_persons_is_posted(fetch, server):
 def test_a_server_that_takes_no_posted_search_is_asked_by_get(fetch, server, switch):
     setattr(server, switch, False)
     fetch.clean(fetch(server))
-    assert sum(r.method == "POST" for r in server.requests) == 1
+    assert sum(r.method == "POST" for r in server.requests) == 2  # one refusal may be a fault of the moment
     assert len(persons_in_urls(server)) > 10
     assert not any("urn%3Amrn" in r.path for r in server.requests)
     assert any("takes no search by POST" in warning for warning in fetch.manifest()["warnings"])

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -24,13 +23,13 @@ from fake.certificates import Authority
 from fake.export import Export, in_progress
 from fake_oauth import Fault as Refusal
 from fake_server import FakeServer, Fault, Request, Resource, outcome
-from support import DEMONSTRATION, Ran
+from support import Ran
 
 from crmo_fhir import cli, landing
 from crmo_fhir.fhir import client, strict
 from crmo_fhir.model.records import READ_TYPES
 from promises.records import COHORT, about, assert_loud, counted, diagnosis, drug, files, lines, patient, raw
-from promises.test_network import CANARY, CHILDREN, TOKEN, WHOLE, Extraction, child, contents, landed, serving
+from promises.test_network import CANARY, MEDICATION, TOKEN, Extraction, child, contents, landed, serving
 from promises.test_sign_in import CLIENT, EC_KEY, LOCKED, PASSWORD, PEM, PKCS8, Hospital, jwk_of, write
 
 BASIC = "canary-user:canary-basic"
@@ -98,7 +97,9 @@ IDS = {
     "NUL": "a\0b",
     "a line": "a\nb",
 }
-OURS = re.compile(rf"raw|raw/(({'|'.join(READ_TYPES)})\.ndjson|(manifest\.json|ledger\.csv|(origins|quarantine)\.ndjson))")
+OURS = re.compile(
+    rf"raw|raw/(({'|'.join(READ_TYPES)})\.ndjson|(manifest\.json|ledger\.csv|(origins|quarantine)\.ndjson))"
+)
 
 
 def of_a_child(identity: str) -> list[Resource]:
@@ -150,8 +151,10 @@ def test_promise_62_no_id_becomes_a_path(crmo, monkeypatch, outside, identity, s
     assert [name for name in contents(fetch.study) if not OURS.fullmatch(name)] == []
     kept = [json.loads(line)["id"] for line in raw(fetch.study)["Patient.ndjson"].splitlines()]
     # Nobody is merged with anybody; whoever no reference can name is missed aloud.
-    assert sorted(kept) == sorted(["p1", "p2", identity]) or "1 qualifying Conditions refer" in ran.err or (
-        "1 Condition resources refer to no Patient" in ran.err
+    assert (
+        sorted(kept) == sorted(["p1", "p2", identity])
+        or "1 qualifying Conditions refer" in ran.err
+        or ("1 Condition resources refer to no Patient" in ran.err)
     )
 
 
@@ -242,17 +245,18 @@ def loud_and_small(study: Path, *arguments: object, says: str) -> None:
     assert sum(path.stat().st_size for path in study.rglob("*") if path.is_file()) < LIMIT
 
 
-@pytest.mark.parametrize("kind", ["line", "document", "gzip"])
+@pytest.mark.parametrize("kind", ["line", "packed line", "document"])
 def test_promise_63_an_endless_line_in_a_folder_is_loud(tmp_path, kind):
     source = files(tmp_path / "source", *COHORT)
     head = b'{"resourceType":"Condition","id":"x","note":"'
-    if kind == "gzip":
-        # 1 GiB in members of 64 MiB, which is quickly made.
-        (source / "big.ndjson.gz").write_bytes(gzip.compress(head) + 16 * gzip.compress(bytes(64 * 2**20), 1))
-    else:
-        with (source / ("big.json" if kind == "document" else "big.ndjson")).open("wb") as file:
+    if kind == "line":
+        with (source / "big.ndjson").open("wb") as file:
             file.write(head)
             file.truncate(2**30)
+    else:
+        # 1 GiB in members of 64 MiB, which is quickly made.
+        name = "big.json.gz" if kind == "document" else "big.ndjson.gz"
+        (source / name).write_bytes(gzip.compress(head) + 16 * gzip.compress(bytes(64 * 2**20), 1))
     loud_and_small(tmp_path / "study", source, says="128 MiB")
 
 
@@ -393,7 +397,7 @@ def test_promise_65_no_option_turns_verification_off(crmo):
     for name in commands():
         ran = crmo(*([] if name == "crmo-fhir" else [name]), "--help")
         assert ran.code == 0
-        assert not re.search(r"insecure|verif|no-check|trust|self-signed|skip-tls", ran.out.replace("verify  ", ""), re.I)
+        assert not re.search(r"-k\b|insecure|--no-verify|no-check|trust|self-signed|skip", ran.out, re.IGNORECASE)
 
 
 @pytest.mark.parametrize(
@@ -556,7 +560,9 @@ def test_promise_69_a_token_endpoint_cannot(hospital, member):
 
 
 def test_promise_69_records_and_their_codes_cannot(crmo, tmp_path):
-    strange = drug("m1", "p1", medicationCodeableConcept={"coding": [{"system": HOSTILE, "code": HOSTILE, "display": HOSTILE}]})
+    strange = drug(
+        "m1", "p1", medicationCodeableConcept={"coding": [{"system": HOSTILE, "code": HOSTILE, "display": HOSTILE}]}
+    )
     named = patient("p1", name=[{"family": HOSTILE}])
     one, other = tmp_path / "one", tmp_path / "other"
     ran = crmo("run", files(tmp_path / "s", named, *COHORT[1:4], strange), "-o", one)
@@ -704,12 +710,7 @@ def test_promise_70_a_process_shows_no_secret_and_leaves_no_core(hospital, tmp_p
 
 
 def test_promise_70_no_option_takes_a_secret():
-    options = {
-        name: (option.name or "", option.envvar or "")
-        for name, command in commands().items()
-        for option in command.params
-    }
-    assert options
+    assert len(commands()) > 5
     for command in commands().values():
         for option in command.params:
             words = f"{option.name} {option.opts} {option.envvar}".lower()
@@ -736,7 +737,9 @@ def test_promise_70_a_secret_given_as_an_argument_is_refused_and_not_repeated(cr
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("text", ['key_password = "canary-basic"', 'token = "canary-basic"', 'client_secret = "canary-basic"'])
+@pytest.mark.parametrize(
+    "text", ['key_password = "canary-basic"', 'token = "canary-basic"', 'client_secret = "canary-basic"']
+)
 def test_promise_70_a_secret_in_the_configuration_is_refused_and_not_repeated(crmo, monkeypatch, tmp_path, text):
     monkeypatch.chdir(tmp_path)
     Path("crmo-fhir.toml").write_text(f"[sign_in]\n{text}\n")
@@ -758,7 +761,7 @@ def test_promise_71_no_address_in_a_record_is_fetched(fetch):
             {**one[0], "photo": [attachment], "generalPractitioner": [{"reference": f"{far}/Practitioner/1"}]},
             *one[1:],
             MEDICATION,
-            drug("x1", "p1", medicationReference={"reference": f"{far}/Medication/1"}),
+            about("MedicationStatement", "x1", "p1", medicationReference={"reference": f"{far}/Medication/1"}),
             diagnosis("x2", "p1", encounter={"reference": f"{far}/Encounter/1"}),
             about("DiagnosticReport", "x3", "p1", status="final", presentedForm=[attachment]),
             about(
@@ -773,15 +776,11 @@ def test_promise_71_no_address_in_a_record_is_fetched(fetch):
             about("Observation", "x6", "p1", status="final", extension=[{"url": f"{far}/x", "valueUrl": f"{far}/y"}]),
             about("Observation", "x7", "p1", status="final", derivedFrom=[{"reference": f"{far}/ImagingStudy/1"}]),
         ]
-        del records[-7]["medicationCodeableConcept"]
         with serving(records) as server:
             fetch.clean(fetch(server, "--allow-origin", far), landed(records))
             addresses = {request.type for request in server.requests} - {"metadata"}
             assert addresses <= set(READ_TYPES)
         assert evil.requests == []
-
-
-MEDICATION = CHILDREN[24]
 
 
 @pytest.mark.parametrize("doctype", [False, True], ids=["XML", "DTD"])
@@ -790,7 +789,9 @@ def test_promise_71_an_answer_in_xml_is_refused(fetch, server, tmp_path, path, d
     with FakeServer() as evil:
         secret = tmp_path / "secret"
         secret.write_text("canary-file")
-        entities = f'<!DOCTYPE x [<!ENTITY a SYSTEM "{evil.base}/a"><!ENTITY b SYSTEM "file://{secret}">]>' if doctype else ""
+        entities = (
+            f'<!DOCTYPE x [<!ENTITY a SYSTEM "{evil.base}/a"><!ENTITY b SYSTEM "file://{secret}">]>' if doctype else ""
+        )
         body = f'<?xml version="1.0"?>{entities}<Bundle xmlns="http://hl7.org/fhir"><id value="&a;&b;"/></Bundle>'
         sent = Fault(
             "status",
@@ -861,7 +862,7 @@ def test_promise_85_a_pull_shows_no_patient_and_is_its_owners_alone(tmp_path):
         by_identifier = [r for r in server.searches("Patient") if r.param("identifier")]
     assert CANARY not in lines_sent + ran.out + ran.err
     assert "GET Condition" in ran.err
-    assert [(r.method, CANARY in r.body) for r in by_identifier] == [("POST", True)]
+    assert {(r.method, CANARY in r.body) for r in by_identifier} == {("POST", True)}
     assert CANARY not in (study / "raw" / "manifest.json").read_text()
     assert_private(study.parent.parent)
     assert list(temp.iterdir()) == []

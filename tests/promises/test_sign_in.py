@@ -281,9 +281,7 @@ def test_promise_54_a_wider_grant_will_do(hospital, granted):
 
 def test_promise_54_a_probe_is_as_strict(hospital):
     hospital.oauth.granted = all_but("Observation")
-    ran = hospital.fetch.crmo(
-        "probe", hospital.server.base, "--client-id", CLIENT, "--key-file", hospital.key_file
-    )
+    ran = hospital.fetch.crmo("probe", hospital.server.base, "--client-id", CLIENT, "--key-file", hospital.key_file)
     hospital.loud(ran, "system/Observation.rs")
 
 
@@ -326,9 +324,7 @@ def test_promise_55_what_will_not_be_read_is_not_asked_for(hospital):
 
 
 def test_promise_55_a_probe_asks_no_more(hospital):
-    ran = hospital.fetch.crmo(
-        "probe", hospital.server.base, "--client-id", CLIENT, "--key-file", hospital.key_file
-    )
+    ran = hospital.fetch.crmo("probe", hospital.server.base, "--client-id", CLIENT, "--key-file", hospital.key_file)
     assert ran.code == 0, ran.err
     assert hospital.scopes() == sorted(f"system/{kind}.rs" for kind in READ_TYPES)
 
@@ -543,9 +539,7 @@ class Hops:
 def test_promise_60_redirects_within_the_origin_are_followed(hospital, number, absolute):
     hospital.server.parts.append(Hops(number, hospital.server.origin if absolute else ""))
     hospital.clean(hospital())
-    assert {r.headers["authorization"] for r in hospital.data_requests()} == {
-        f"Bearer {hospital.oauth.tokens[0][0]}"
-    }
+    assert {r.headers["authorization"] for r in hospital.data_requests()} == {f"Bearer {hospital.oauth.tokens[0][0]}"}
 
 
 @pytest.mark.parametrize("number", [6, 10**9])

@@ -25,6 +25,7 @@ import re
 import ssl
 import threading
 import time
+import weakref
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -306,6 +307,7 @@ class FhirClient:
         self._open = threading.BoundedSemaphore(workers)
         self._held_until, self._held_by = 0.0, 0
         self._session = _Session()
+        weakref.finalize(self, self._session.close)  # a run may end anywhere
         self._session.trust_env = False
         self._session.headers.clear()
         self._session.headers.update(
@@ -505,14 +507,11 @@ class FhirClient:
             return False
 
     def _may_ask(self, url: str) -> bool:
-        """Own origin, or an allowed one; never from https to plain http, nor with a user, whom we are not.
-
-        A user is refused for another reason too: libraries do not agree on where the host begins in `a\\@b`.
-        """
+        """Own origin, or an allowed one; never from https to plain http, nor with a user in the address."""
         try:
             origin = origin_of(url)
             if "@" in urlsplit(url).netloc:
-                return False
+                return False  # of `a@b` and worse, libraries do not agree on what is the host
         except ValueError:
             return False
         return origin == self._origin or (

@@ -69,7 +69,9 @@ def capabilities(client: FhirClient) -> dict[str, Any]:
         raise IncompleteError(f"{client.host} answers metadata with no CapabilityStatement{older}; check the base URL")
     version = statement.get("fhirVersion")
     if not isinstance(version, str) or not _VERSIONS.fullmatch(version):
-        shown = version if isinstance(version, str) and re.fullmatch(r"\d[\w.-]{0,19}", version, re.ASCII) else "no version"
+        shown = (
+            version if isinstance(version, str) and re.fullmatch(r"\d[\w.-]{0,19}", version, re.ASCII) else "no version"
+        )
         raise IncompleteError(f"{client.host} speaks FHIR {shown}; R4 (4.0), R4B (4.3) and R5 (5.0) are read")
     return statement
 

@@ -28,7 +28,7 @@ import shutil
 import threading
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -52,7 +52,8 @@ from crmo_fhir.fhir.client import (
 )
 from crmo_fhir.fhir.outcomes import issue_codes, said
 from crmo_fhir.fhir.search import Account, count, search
-from crmo_fhir.model.records import READ_TYPES, Pull
+from crmo_fhir.model.records import READ_TYPES, Pull, State
+from crmo_fhir.source import plan
 
 LEVELS = {"export": "system", "patient-export": "patient", "group-export": "group"}
 """The operations of the Bulk Data IG, by the last part of their canonical URLs, and the level of each."""
@@ -908,12 +909,13 @@ def account_for(
     *,
     whole: bool,
     known: Mapping[str, int],
+    absent: Collection[str] = (),
 ) -> None:
     """Add to the pull of the candidates how the export came that they were picked out of.
 
     `whole`: it was of the whole server, so that the server's count of each type, as of the export's time, tells whether all
     came; fewer than that make the type truncated for everybody. `known` are counts of an earlier export, which an export of
-    changes alone cannot repeat.
+    changes alone cannot repeat. `absent` are types that the hospital says it does not have.
     """
     software = capability.get("software")
     software = software if isinstance(software, dict) else {}
@@ -924,19 +926,28 @@ def account_for(
     pull.fhir_versions = [version]
     pull.base = client.base
     pull.server_time = export.transaction_time
-    pull.exports = export.files
+    pull.exports, pull.files = export.files, []
     pull.warnings += export.warnings
     pull.failures += [IncompleteError(f"{client.host}, $export: {problem}") for problem in export.problems]
     pull.type_counts = {
         kind: max(pull.type_counts.get(kind, 0), known.get(kind, 0)) for kind in sorted({*pull.type_counts, *known})
     }
-    if whole:
-        _verify_counts(pull, export, client)
-
-
-def _verify_counts(pull: Pull, export: Export, client: FhirClient) -> None:
-    unverified = []
     for kind in READ_TYPES:
+        if kind not in plan.exportable(capability) and kind not in absent:
+            _mark(pull, kind, "unsupported", plan.unlisted(client.host, kind))
+    if whole:
+        _verify_counts(pull, export, client, plan.exportable(capability))
+
+
+def _mark(pull: Pull, kind: str, state: State, failure: IncompleteError) -> None:
+    """Say of a type that it did not come whole, for every patient."""
+    pull.failures.append(failure)
+    pull.ledger = [replace(row, state=state, reason=str(failure)) if row.type == kind else row for row in pull.ledger]
+
+
+def _verify_counts(pull: Pull, export: Export, client: FhirClient, types: Sequence[str]) -> None:
+    unverified = []
+    for kind in types:
         if all(file["declared"] is not None for file in export.files if file["type"] == kind) and export.counts.get(
             kind
         ):
@@ -952,10 +963,7 @@ def _verify_counts(pull: Pull, export: Export, client: FhirClient) -> None:
                 f"{client.host}, $export: the server counts {there} {kind} and exported {export.counts.get(kind, 0)}; run "
                 "again, or with --mode search"
             )
-            pull.failures.append(failure)
-            pull.ledger = [
-                replace(row, state="truncated", reason=str(failure)) if row.type == kind else row for row in pull.ledger
-            ]
+            _mark(pull, kind, "truncated", failure)
     if unverified:
         pull.warnings.append(
             f"the server does not count its {', '.join(unverified)}: that all of them came is not verified"

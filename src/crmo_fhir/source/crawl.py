@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -36,6 +36,7 @@ from crmo_fhir.source.selection import HYDRATED, Person
 
 Fits = Callable[[Search, Match], bool]
 """Whether a match is what a search asks for: servers ignore filters."""
+_T = TypeVar("_T")
 PASSES = 4
 """So often a search of several pages is repeated while the data change under it, before the run gives it up."""
 _NOT_TAKEN = (400, 404, 405, 406, 415, 422, 501)
@@ -268,7 +269,7 @@ def _is_quiet(run: _Crawl, search: Search, account: Account) -> bool:
     began = _instant(account.started)
     if began is None or "_lastUpdated" not in run.types.get(search.type, ()):
         return False
-    if account.totals != [account.matches] * account.pages:
+    if not run.countable or account.totals != [account.matches] * account.pages:
         return False
     changed = replace(search, params=(*search.params, ("_lastUpdated", f"ge{_fhir_instant(began)}")))
     return _counted(run, changed) == 0 and _counted(run, search) == account.matches
@@ -298,11 +299,13 @@ def _once(run: _Crawl, asked: Search, account: Account, fits: Fits, *, fresh: bo
         if len(matches) % 200 == 0:
             _show(run, asked.type, 200)
     _show(run, asked.type, len(matches) % 200)
-    if account.total is None and run.countable:
-        account.total = _counted(run, asked)
-        run.countable = account.total is not None
-        if account.total is not None:
-            check_total(run.client, asked.type, account.total, account.matches)
+    if run.countable and (account.total is None or not account.matches or not asked.patients):
+        # Nothing in an empty answer, or in one about nobody we know, shows that it is the answer to this question.
+        counted = _counted(run, asked)
+        run.countable = counted is not None
+        if counted is not None:
+            account.total = counted
+            check_total(run.client, asked.type, counted, account.matches)
     if account.total is None and account.pages == 1 and account.matches >= int(dict(params)["_count"]):
         # A full page, no link and no count: only a larger page can tell whether there is more.
         raise ShortError(
@@ -351,14 +354,28 @@ def _posts(run: _Crawl, search: Search) -> bool:
     return run.posts is not False and any(name in plan.ABOUT_PERSONS for name, _ in search.params)
 
 
-def _counted(run: _Crawl, search: Search) -> int | None:
-    """The server's count of the matches of a search, asked for apart; None where it gives none."""
+def _insist(ask: Callable[[], _T]) -> _T:
+    """Ask, and once more where the server refuses what it need not take: one refusal may be a fault of the moment."""
     try:
-        return count(run.client, search.type, search.params, post=_posts(run, search))
+        return ask()
     except RefusedError as error:
         if error.status not in _NOT_TAKEN:
             raise
-        return None
+    return ask()
+
+
+def _counted(run: _Crawl, search: Search) -> int | None:
+    """The server's count of the matches of a search, asked for apart; None where it gives none, asked twice."""
+    for _ in range(2):
+        try:
+            found = count(run.client, search.type, search.params, post=_posts(run, search))
+        except RefusedError as error:
+            if error.status not in _NOT_TAKEN:
+                raise
+            continue
+        if found is not None:
+            return found
+    return None
 
 
 def _ask_all(
@@ -437,7 +454,7 @@ def _conditions(run: _Crawl, pool: ThreadPoolExecutor, crmo: CodeSet, text: Code
     worded: list[Match] = []
     for search in plan.plan_text():
         try:
-            matches = _ask(run, search)
+            matches = _insist(lambda one=search: _ask(run, one))
         except RefusedError as error:
             if error.status not in _NOT_TAKEN:
                 raise
@@ -456,9 +473,9 @@ def _uncoded(run: _Crawl) -> list[Match]:
     """The Conditions that the server has under no code, where it can be asked for them and they are not too many."""
     search = plan.plan_uncoded()
     try:
-        total = count(run.client, search.type, search.params) or 0
+        total = _insist(lambda: count(run.client, search.type, search.params)) or 0
         if total <= plan.LARGEST_PAGE:
-            return _ask(run, search) if total else []
+            return _insist(lambda: _ask(run, search)) if total else []
     except RefusedError as error:
         if error.status not in _NOT_TAKEN:
             raise
@@ -531,8 +548,9 @@ def _people(run: _Crawl, pool: ThreadPoolExecutor, ids: set[str]) -> dict[str, P
                 target = _target(run, other)
                 if target is not None and target.type == "Patient" and target.id not in people:
                     todo.add(target.id)
-        required |= replaced
-        todo |= _linking(run, pool, fresh) | _sharing(run, pool, fresh)
+        shown = _linking(run, pool, fresh) | _sharing(run, pool, fresh)
+        required |= replaced | shown
+        todo |= shown
         todo -= set(people) | missing_links
     if missing_links:
         _warn(run, f"{len(missing_links)} Patient records that others say they replace are not on the server")
@@ -578,15 +596,19 @@ def _try_post(run: _Crawl, search: Search) -> None:
     No CapabilityStatement says so. One that refuses them, or does not read the form and so answers with others, is asked
     by GET from then on; the ids of FHIR are no names.
     """
-    try:
-        found = count(run.client, search.type, search.params, post=True)
-        run.posts = found is None or found <= len(search.patients)
-    except RefusedError as error:
-        if error.status not in _NO_POST:
-            raise
-        run.posts = False
-    except IncompleteError:
-        run.posts = False
+    for _ in range(2):
+        try:
+            found = count(run.client, search.type, search.params, post=True)
+        except RefusedError as error:
+            if error.status not in _NO_POST:
+                raise
+        except IncompleteError:
+            pass
+        else:
+            if found is None or found <= len(search.patients):
+                run.posts = True
+                return
+    run.posts = False
 
 
 def _linking(run: _Crawl, pool: ThreadPoolExecutor, people: dict[str, Person]) -> set[str]:
@@ -609,7 +631,7 @@ def _linking(run: _Crawl, pool: ThreadPoolExecutor, people: dict[str, Person]) -
         return _mean(run, search, [link.get("other") for link in links if isinstance(link, dict)])
 
     try:
-        answers = list(_ask_all(run, pool, searches, fits))
+        answers = _insist(lambda: list(_ask_all(run, pool, searches, fits)))
     except RefusedError as error:
         if error.status not in _NOT_TAKEN:
             raise
@@ -654,7 +676,7 @@ def _sharing(run: _Crawl, pool: ThreadPoolExecutor, people: dict[str, Person]) -
         return bool(one.identifiers & known) or _has_old_identifier(match, known)
 
     try:
-        answers = list(_ask_all(run, pool, searches, fits))
+        answers = _insist(lambda: list(_ask_all(run, pool, searches, fits)))
     except RefusedError as error:
         if error.status not in _NOT_TAKEN:
             raise
@@ -690,11 +712,7 @@ def _of_patients(run: _Crawl, pool: ThreadPoolExecutor, ids: list[str], known: s
         if kind in run.types:
             searches += plan.plan_patient(kind, ids, run.capability, len(run.client.base))
         elif kind not in run.absent:
-            failure = IncompleteError(
-                f"{run.client.host}: its CapabilityStatement lists no {kind}, so none was asked for; list it under `absent` in "
-                "crmo-fhir.toml if the hospital has none there, or take the pull as it is with --accept-partial"
-            )
-            _fail(run, kind, ids, "unsupported", failure)
+            _fail(run, kind, ids, "unsupported", plan.unlisted(run.client.host, kind))
     before = _by_patient(run)
     for search, answer in zip(searches, pool.map(lambda one: _theirs(run, one, before), searches), strict=True):
         if isinstance(answer, IncompleteError | ForbiddenError):
@@ -762,6 +780,9 @@ def _parts(run: _Crawl, search: Search) -> list[list[Match]]:
     except RefusedError as error:
         if search.type != "Observation" or error.status not in (400, 422):
             raise
+    try:
+        return [_ask(run, search, fits)]  # one refusal may be a fault of the moment, and no category finds them all
+    except RefusedError as error:
         refusal = error
     searches = [
         replace(search, params=(*search.params, ("category", category))) for category in plan.OBSERVATION_CATEGORIES

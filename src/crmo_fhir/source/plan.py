@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlencode
 
+from crmo_fhir.errors import IncompleteError
 from crmo_fhir.fhir.codings import SKS, SKS_DIAGNOSES, CodeSet
 from crmo_fhir.model.records import READ_TYPES
 
@@ -148,6 +149,20 @@ def declared(capability: Mapping[str, Any]) -> dict[str, set[str]]:
                 names = found.setdefault(resource["type"], set())
                 names |= {name for name in own | (common if own else set()) if isinstance(name, str)}
     return found
+
+
+def exportable(capability: Mapping[str, Any]) -> list[str]:
+    """The read types to export: those the server lists, where its list is one of what it holds and not of the export alone."""
+    listed = declared(capability)
+    return [kind for kind in READ_TYPES if kind in listed or not {"Patient", "Condition"} <= set(listed)]
+
+
+def unlisted(host: str, kind: str) -> IncompleteError:
+    """Say that a type was not asked for, because the server's CapabilityStatement does not list it."""
+    return IncompleteError(
+        f"{host}: its CapabilityStatement lists no {kind}, so none was asked for; list it under `absent` in crmo-fhir.toml if "
+        "the hospital has none there, or take the pull as it is with --accept-partial"
+    )
 
 
 def patient_parameter(type_name: str, names: set[str]) -> str:
