@@ -71,8 +71,8 @@ def _said(error: Exception) -> tuple[str, int]:
             return f"{where}: {error.strerror or 'cannot be read or written'}; {what}", kind.exit_code
     steps = [(Path(frame.f_code.co_filename).name, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     places = " < ".join(f"{name}:{line}" for name, line in reversed(steps[-8:]))
-    kind = type(error).__name__
-    return f"a fault of the program ({kind} at {places}); report it with this line", CrmoFhirError.exit_code
+    fault = f"{type(error).__name__} at {places}"
+    return f"a fault of the program ({fault}); report it with this line", CrmoFhirError.exit_code
 
 
 @contextmanager
@@ -182,23 +182,19 @@ class _Screen:
             click.echo(f"{kind}: {done}{of} records, {done / max(now - begun, 0.1):.0f}/s")
 
     def _show(self, kind: str, done: int, total: int | None) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         if self._bars is None:
-            rate = TextColumn("{task.fields[rate]}/s")
-            columns = (
-                TextColumn("{task.description:<25}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                rate,
-                TimeElapsedColumn(),
-            )
-            self._bars = Progress(*columns)
+            texts = (TextColumn("{task.fields[count]:>16}"), TextColumn("{task.fields[rate]:>10}"))
+            self._bars = Progress(TextColumn("{task.description:<25}"), BarColumn(), *texts, TimeElapsedColumn())
             self._bars.start()
         if kind not in self._tasks:
-            self._tasks[kind] = self._bars.add_task(kind, total=total, rate=0)
-        rate_now = done / max(time.monotonic() - self._begun[kind], 0.1)
-        self._bars.update(self._tasks[kind], completed=done, total=total, rate=f"{rate_now:.0f}")
+            self._tasks[kind] = self._bars.add_task(kind, total=None, count="", rate="")
+        seconds = max(time.monotonic() - self._begun[kind], 0.1)
+        count = f"{done} of {total}" if total not in (None, done) else f"{done}"
+        # A type without a record is done too, and a bar of nothing would never be full.
+        total, shown = (1, 1) if total == done == 0 else (total, done)
+        self._bars.update(self._tasks[kind], completed=shown, total=total, count=count, rate=f"{done / seconds:.0f}/s")
 
     def end(self) -> None:
         """Leave the terminal as it was."""
@@ -279,8 +275,12 @@ def _server(options: dict[str, Any], *, log: Callable[[str], None]) -> pipeline.
     config = _config()
     sign_in = config.get("sign_in", {})
     names = ("client_id", "key_file", "key_id", "token_url", "scope")
-    if not isinstance(sign_in, dict) or set(sign_in) - set(names):
-        raise UsageError(f"crmo-fhir.toml: [sign_in] takes {', '.join(names)} and nothing else")
+    if (
+        not isinstance(sign_in, dict)
+        or set(sign_in) - set(names)
+        or not all(isinstance(value, str) for value in sign_in.values())
+    ):
+        raise UsageError(f"crmo-fhir.toml: [sign_in] takes {', '.join(names)}, all texts, and nothing else")
     given = {name: os.environ.get(f"CRMO_FHIR_{name.upper()}") or sign_in.get(name) or "" for name in names}
     given |= {name: str(options[name]) for name in ("client_id", "key_file") if options[name]}
     if bool(given["client_id"]) != bool(given["key_file"]):

@@ -299,6 +299,7 @@ def land(
     }
     _write(staging / "manifest.json", _sealed(manifest))
     _swap(staging, study / "raw")
+    (study / "cohort" / "build.json").unlink(missing_ok=True)  # without which the rest of it is none
     shutil.rmtree(study / "cohort", ignore_errors=True)
     if not complete and not accept_partial:
         _refuse(blocking, pull, missing, study, kept=False)

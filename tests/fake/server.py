@@ -156,6 +156,11 @@ class FakeServer:
         with self._lock:
             self.store.remove(kind, identity)
 
+    def expire(self) -> None:
+        """Forget what opaque next links lead to."""
+        with self._lock:
+            self._snapshots.clear()
+
     def paths(self, part: str = "") -> list[str]:
         """The paths of the requests that hold `part`."""
         return [request.path for request in self.requests if part in request.path]

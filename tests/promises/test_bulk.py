@@ -729,11 +729,16 @@ FILE_FAULTS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("counted", [True, False], ids=["counts", "no counts"])
-@pytest.mark.parametrize("fault", FILE_FAULTS)
+@pytest.mark.parametrize(
+    ("fault", "counted"),
+    [
+        pytest.param(fault, counted, id=f"{fault}, {'counts' if counted else 'no counts'}")
+        for fault in FILE_FAULTS
+        for counted in (True, False)
+        if counted or fault not in ("fewer", "more")  # of which only a count tells
+    ],
+)
 def test_promise_34_a_faulty_file_is_loud_and_nothing_is_deleted(fetch, server, exported, fault, counted):
-    if not counted and fault in ("fewer", "more"):
-        pytest.skip("only a count tells")
     exported.counts = counted
     exported.spoil = lambda kind, body: FILE_FAULTS[fault](body) if kind == "Patient" else body
     if fault == "none" and not counted:

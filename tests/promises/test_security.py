@@ -30,15 +30,16 @@ from crmo_fhir.fhir import client, strict
 from crmo_fhir.model.records import READ_TYPES
 from promises.records import COHORT, about, assert_loud, counted, diagnosis, drug, files, lines, patient, raw
 from promises.test_network import CANARY, MEDICATION, TOKEN, Extraction, child, contents, landed, serving
-from promises.test_sign_in import CLIENT, EC_KEY, LOCKED, PASSWORD, PEM, PKCS8, Hospital, jwk_of, write
+from promises.test_sign_in import CLIENT, EC_KEY, LOCKED, PASSWORD, PEM, PKCS8, Hospital, jwk_of, settle, write
 
 BASIC = "canary-user:canary-basic"
 
 
 @pytest.fixture
-def fetch(crmo, monkeypatch, tmp_path) -> Extraction:
+def fetch(crmo, monkeypatch, tmp_path) -> Iterator[Extraction]:
     monkeypatch.chdir(tmp_path)
-    return Extraction(crmo, monkeypatch, tmp_path)
+    yield Extraction(crmo, monkeypatch, tmp_path)
+    settle()
 
 
 @pytest.fixture
@@ -172,7 +173,7 @@ def test_promise_62_ids_that_differ_in_case_are_two_children(crmo, tmp_path, ser
     assert counted(study, "tnfi-clinical-treated")[1] == "3"
 
 
-@pytest.mark.parametrize("kind", ["../../evil", "/tmp/evil", "..", "Patient/../../evil", "CON", "Patient\0"])
+@pytest.mark.parametrize("kind", ["../../evil", "/tmp/evil", "..", "CON"])
 @pytest.mark.parametrize("way", ["file", "Bundle", "server", "export"])
 def test_promise_62_no_type_becomes_a_path(crmo, monkeypatch, outside, kind, way):
     fetch = Extraction(crmo, monkeypatch, Path.cwd())
@@ -269,7 +270,7 @@ def test_promise_63_bombs_of_a_server_are_loud_however_many_come_at_once(tmp_pat
 
 def test_promise_63_a_bomb_that_sends_on_is_loud(tmp_path, server):
     server.faults.append(
-        Fault("bomb", path="/Condition", size=400 * 2**20, times=99, headers={"Location": f"{server.base}/Condition"})
+        Fault("bomb", path="/Condition", size=200 * 2**20, times=99, headers={"Location": f"{server.base}/Condition"})
     )
     plain = server.answer
 
@@ -465,7 +466,7 @@ def assert_harmless(ran: Ran) -> None:
 
 
 @pytest.mark.parametrize("member", ["diagnostics", "details", "code", "severity", "location"])
-@pytest.mark.parametrize("status", [400, 404, 500, 200])
+@pytest.mark.parametrize("status", [400, 500, 200])
 def test_promise_69_an_outcome_cannot_write_to_the_terminal(fetch, server, member, status):
     issue = {"severity": "error", "code": "invalid", "diagnostics": "unknown parameter"}
     issue[member] = {"text": HOSTILE} if member == "details" else [HOSTILE] if member == "location" else HOSTILE
@@ -508,7 +509,9 @@ def test_promise_69_a_capability_statement_cannot(fetch, server, command, said):
     options = ("-o", fetch.study) if command == "extract" else ()
     ran = fetch.crmo(command, server.base, "-vvv", *options)
     assert_harmless(ran)
-    if command == "probe" and "software" in said:
+    if "fhirVersion" in said:
+        assert ran.code == 3
+    elif command == "probe" and "software" in said:
         assert ran.out.startswith("good ")
 
 
@@ -655,7 +658,7 @@ CRASHES: dict[str, tuple[object, str]] = {
     "reading": (client._Sent, "chunks"),
     "signing": (jwt, "encode"),
     "parsing": (strict, "parse"),
-    "telling": (client.FhirClient, "shown"),
+    "understanding": (client.FhirClient, "resource"),
     "keeping": (landing.Journal, "keep"),
     "landing": (landing, "land"),
 }
@@ -674,6 +677,23 @@ def test_promise_70_a_crash_shows_no_secret(hospital, monkeypatch, tmp_path, pla
     assert "Traceback" not in ran.out + ran.err
     assert CANARY not in ran.out + ran.err
     assert_no_secret(secrets_of(hospital), ran, tmp_path)
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 403, 404, 429, 500])
+def test_promise_70_a_server_that_repeats_a_secret_finds_no_echo(fetch, server, status):
+    said = outcome("login", f"{TOKEN} expired: authorization Bearer {TOKEN} of {CANARY}")
+    headers = {"WWW-Authenticate": f'Bearer error="{TOKEN}"', "Location": f"/fhir/{TOKEN}?{TOKEN}={TOKEN}"}
+    server.faults.append(Fault("status", path="/Observation", status=status, body=said, headers=headers, times=99))
+    ran = fetch(server, "-vvv", "--retry-budget", "1")  # which asserts that nothing of it was printed
+    assert ran.code in (3, 4, 5)
+    assert not [p for p in fetch.study.rglob("*") if p.is_file() and TOKEN.encode() in p.read_bytes()]
+
+
+@pytest.mark.parametrize("token", [f"{TOKEN}\r\nX: y", f"{TOKEN} more", f"{TOKEN}-\xf8", f"{TOKEN}\x1b[2J"])
+def test_promise_70_a_token_that_is_none_is_refused_and_not_repeated(fetch, server, monkeypatch, token):
+    monkeypatch.setenv("CRMO_FHIR_TOKEN", token)
+    fetch.loud(fetch(server), 4, "CRMO_FHIR_TOKEN")
+    assert server.requests == []
 
 
 @pytest.mark.parametrize("mode", ["search", "bulk"])
@@ -738,7 +758,14 @@ def test_promise_70_a_secret_given_as_an_argument_is_refused_and_not_repeated(cr
 
 
 @pytest.mark.parametrize(
-    "text", ['key_password = "canary-basic"', 'token = "canary-basic"', 'client_secret = "canary-basic"']
+    "text",
+    [
+        'key_password = "canary-basic"',
+        'token = "canary-basic"',
+        'client_secret = "canary-basic"',
+        'key_id = ["canary-basic"]',
+        'key_id = "canary-basic',
+    ],
 )
 def test_promise_70_a_secret_in_the_configuration_is_refused_and_not_repeated(crmo, monkeypatch, tmp_path, text):
     monkeypatch.chdir(tmp_path)

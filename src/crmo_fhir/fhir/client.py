@@ -2,8 +2,8 @@
 
 What it holds to (numbers are the documented limits):
 
-* Credentials go to the server's own origin, and with an export's files to an allowed one; nowhere else. Plain http is for
-  loopback addresses; no proxy, no netrc.
+* Credentials and cookies go to the server's own origin, and credentials with an export's files to an allowed one; nowhere
+  else. Plain http is for loopback addresses; no proxy, no netrc.
 * A redirect is followed within the origin or to an allowed one, at most 5 times; there without credentials.
 * A body counts only when its framing and its gzip members are complete. Unpacked it may hold 64 MiB, of them 8 MiB and
   200 times what came over the wire; a file of an export 64 MiB and 200 times that.

@@ -172,7 +172,7 @@ def count(client: FhirClient, type_name: str, params: Sequence[tuple[str, str]],
 
     Raises as `FhirClient.get`: a server that does not know `_summary` may refuse it.
     """
-    asked = [*((name, value) for name, value in params if name not in ("_count", "_total")), ("_summary", "count")]
+    asked = [*((name, value) for name, value in params if name != "_count"), ("_summary", "count")]
     if post:
         form, headers = urlencode(asked).encode(), {**_STRICT, "Content-Type": FORM}
         answer = client.answer("POST", client.url(f"{type_name}/_search"), form, headers)

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -88,6 +89,7 @@ class _Crawl:
     unverified: int = 0
     times: list[str] = field(default_factory=list)
     shown: Counter[str] = field(default_factory=Counter)
+    left: Counter[str] = field(default_factory=Counter)
     kept: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -107,7 +109,7 @@ def crawl(
 
     `need_text`: diagnoses in words alone count in the study, so a server that cannot be searched for them ends the run.
     `absent` are types that the hospital says it does not have; `capability` is the CapabilityStatement where the caller has
-    it already; `progress` is told (type, records so far, None).
+    it already; `progress` is told (type, records so far, and when no more are to come, their number).
 
     Raises NetworkError, SignInError and IncompleteError as the client does; IncompleteError too where the server sends
     what was not asked for, does not give the candidates' patients, or does not list Patient or Condition. What else fails
@@ -249,6 +251,7 @@ def _settled(run: _Crawl, search: Search, fits: Fits) -> list[Match]:
         if account.pages < 2 or _is_quiet(run, search, account):
             return matches
         before, account = _content(matches), Account()
+        _show(run, search.type, -len(matches))
         matches = _once(run, search, account, fits, fresh=True)
         if _content(matches) == before:
             return matches
@@ -281,9 +284,7 @@ def _fhir_instant(moment: datetime) -> str:
 
 def _once(run: _Crawl, asked: Search, account: Account, fits: Fits, *, fresh: bool = False) -> list[Match]:
     """Run one search and take down how it went, with the server's count of its matches where that can be had."""
-    params = asked.params
-    if "_total" in run.types.get(asked.type, ()):
-        params = (*params, ("_total", "accurate"))
+    params = _params(run, asked)
 
     def check(match: Match) -> None:
         if not fits(asked, match):
@@ -318,10 +319,10 @@ def _once(run: _Crawl, asked: Search, account: Account, fits: Fits, *, fresh: bo
 
 
 def _show(run: _Crawl, kind: str, more: int) -> None:
-    """Tell how many records of a type have come."""
+    """Tell how many records of a type have come, and that these are all when no search for it is left."""
     with run.lock:
         run.shown[kind] += more
-        run.progress(kind, run.shown[kind], None)
+        run.progress(kind, run.shown[kind], None if run.left.get(kind, 1) else run.shown[kind])
 
 
 def _take_down(run: _Crawl, asked: Search, params: Sequence[tuple[str, str]], account: Account) -> None:
@@ -349,6 +350,11 @@ def _take_down(run: _Crawl, asked: Search, params: Sequence[tuple[str, str]], ac
         _warn(run, f"{asked.type} search: the server warns ({code})")
 
 
+def _params(run: _Crawl, search: Search) -> tuple[tuple[str, str], ...]:
+    """The parameters of a search, with a total asked for where the server knows how."""
+    return (*search.params, *((("_total", "accurate"),) if "_total" in run.types.get(search.type, ()) else ()))
+
+
 def _posts(run: _Crawl, search: Search) -> bool:
     """Whether to search by POST: what names persons belongs in no URL, which servers write to their logs."""
     return run.posts is not False and any(name in plan.ABOUT_PERSONS for name, _ in search.params)
@@ -368,7 +374,7 @@ def _counted(run: _Crawl, search: Search) -> int | None:
     """The server's count of the matches of a search, asked for apart; None where it gives none, asked twice."""
     for _ in range(2):
         try:
-            found = count(run.client, search.type, search.params, post=_posts(run, search))
+            found = count(run.client, search.type, _params(run, search), post=_posts(run, search))
         except RefusedError as error:
             if error.status not in _NOT_TAKEN:
                 raise
@@ -454,7 +460,7 @@ def _conditions(run: _Crawl, pool: ThreadPoolExecutor, crmo: CodeSet, text: Code
     worded: list[Match] = []
     for search in plan.plan_text():
         try:
-            matches = _insist(lambda one=search: _ask(run, one))
+            matches = _insist(partial(_ask, run, search))
         except RefusedError as error:
             if error.status not in _NOT_TAKEN:
                 raise
@@ -714,6 +720,8 @@ def _of_patients(run: _Crawl, pool: ThreadPoolExecutor, ids: list[str], known: s
         elif kind not in run.absent:
             _fail(run, kind, ids, "unsupported", plan.unlisted(run.client.host, kind))
     before = _by_patient(run)
+    run.shown.clear()
+    run.left.update(search.type for search in searches)
     for search, answer in zip(searches, pool.map(lambda one: _theirs(run, one, before), searches), strict=True):
         if isinstance(answer, IncompleteError | ForbiddenError):
             refused = isinstance(answer, RefusedError | ForbiddenError)
@@ -732,16 +740,16 @@ def _theirs(
     run: _Crawl, search: Search, before: Mapping[tuple[str, str], list[Match]]
 ) -> list[tuple[Match, str]] | IncompleteError | ForbiddenError:
     """The matches of a search by patient, each with its patient; or why it failed, where that is no reason to end."""
-    with run.lock:
-        for patient in search.patients:
-            if (cell := run.cells.get((patient, search.type))) and cell[0] == "refused":
-                return RefusedError(cell[1], 0)
     try:
         found = _changes(run, search, before)
         matches = [match for part in _parts(run, search) for match in part] if found is None else found
         return [(match, _owner(run, search, match)) for match in matches]
     except (IncompleteError, ForbiddenError) as error:
         return error
+    finally:
+        with run.lock:
+            run.left[search.type] -= 1
+        _show(run, search.type, 0)
 
 
 def _owned(run: _Crawl) -> Fits:

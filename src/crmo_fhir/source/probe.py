@@ -195,8 +195,10 @@ def _plan_search(client: FhirClient, crmo: CodeSet, types: Mapping[str, set[str]
     except SignInError as error:
         found.impossible.append(str(error))
     if found.candidates is not None:
+        # Of each search a count; the patients, who links to them, and who shares an identifier; then every type.
         batches = -(-found.candidates // plan.BATCH)
-        found.requests = 6 + batches * (3 + len([kind for kind in types if kind in READ_TYPES]))
+        searches = len(plan.plan_conditions(crmo, len(client.base))) + 3 + batches * (3 + len(found.counts))
+        found.requests = 2 * searches
 
 
 def _lists(types: Mapping[str, set[str]], kind: str, name: str) -> bool:
