@@ -30,7 +30,19 @@ from crmo_fhir.fhir import client, strict
 from crmo_fhir.model.records import READ_TYPES
 from promises.records import COHORT, about, assert_loud, counted, diagnosis, drug, files, lines, patient, raw
 from promises.test_network import CANARY, MEDICATION, TOKEN, Extraction, child, contents, landed, serving
-from promises.test_sign_in import CLIENT, EC_KEY, LOCKED, PASSWORD, PEM, PKCS8, Hospital, jwk_of, settle, write
+from promises.test_sign_in import (
+    CLIENT,
+    EC_KEY,
+    LOCKED,
+    PASSWORD,
+    PEM,
+    PKCS8,
+    Hospital,
+    is_of_a_patient,
+    jwk_of,
+    settle,
+    write,
+)
 
 BASIC = "canary-user:canary-basic"
 
@@ -263,9 +275,9 @@ def test_promise_63_an_endless_line_in_a_folder_is_loud(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["bomb", "stacked"])
 def test_promise_63_bombs_of_a_server_are_loud_however_many_come_at_once(tmp_path, server, kind):
-    server.faults.append(Fault(kind, path="/Condition", size=200 * 2**20, times=99))
+    server.faults.append(Fault(kind, where=is_of_a_patient, size=200 * 2**20, times=99))
     says = "MiB unpacked" if kind == "bomb" else "not asked for"
-    loud_and_small(tmp_path / "study", server.base, says=says)
+    loud_and_small(tmp_path / "study", server.base, "--workers", "8", says=says)
 
 
 def test_promise_63_a_bomb_that_sends_on_is_loud(tmp_path, server):

@@ -485,6 +485,10 @@ def _uncoded(run: _Crawl) -> list[Match]:
     except RefusedError as error:
         if error.status not in _NOT_TAKEN:
             raise
+        _warn(
+            run,
+            "the server refuses the search for Conditions without a code: that its search by text finds them is not known",
+        )
         return []
     _doubt(
         run,
