@@ -80,7 +80,7 @@ def _signals() -> Iterator[list[int]]:
     """Turn SIGINT and SIGTERM into a KeyboardInterrupt, so that what is half-written is cleared away on both.
 
     Where it is lost (a callback cannot raise; libraries in C drop what is raised while they look for an optional part), it
-    is raised again.
+    is raised again. Where a library in C does not come back to Python, a thread ends the program.
     """
     received: list[int] = []
 
@@ -98,15 +98,27 @@ def _signals() -> Iterator[list[int]]:
         else:
             lost_before(unraisable)
 
+    def watch() -> None:
+        if number := os.read(ear, 1):
+            time.sleep(2 * SECONDS_OF_CLEARING)
+            _stop([*number])
+        os.close(ear)
+
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
+    ear, mouth = os.pipe()
+    os.set_blocking(mouth, False)
+    ear_before = signal.set_wakeup_fd(mouth)
+    threading.Thread(target=watch, daemon=True).start()
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     lost_before, sys.unraisablehook = sys.unraisablehook, lost
     try:
         yield received
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.set_wakeup_fd(ear_before)
+        os.close(mouth)
         sys.unraisablehook = lost_before
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -121,7 +121,7 @@ def extract(
 
     how, server = how or How(), server or Server()
     artifacts = Artifacts.load(mappings)
-    is_server = source.startswith(("http://", "https://"))
+    is_server = source.lower().startswith(("http://", "https://"))
     name = source.rstrip("/") if is_server else str(Path(source).resolve())
     request = {"source": name, "group": how.group, "mappings": artifacts.digest, **_plain(parameters)}
     if not is_server and not Path(source).exists():
@@ -149,7 +149,7 @@ def _extract(
     from crmo_fhir import landing
 
     with landing.keep_journal(study, request) as journal:
-        is_server = source.startswith(("http://", "https://"))
+        is_server = source.lower().startswith(("http://", "https://"))
         fetched = _fetch(source, study, journal, artifacts, parameters, server, how, voice) if is_server else None
         pull = fetched.pull if fetched else _select(Path(source), artifacts)
         pull.source = request["source"]
@@ -374,7 +374,7 @@ def probe(
     from crmo_fhir.fhir.sign_in import BackendServices
     from crmo_fhir.source.probe import probe as ask
 
-    if not source.startswith(("http://", "https://")):
+    if not source.lower().startswith(("http://", "https://")):
         raise UsageError(f"{source}: a FHIR server is asked; give its base URL (http or https)")
     how, server = how or How(), server or Server()
     client, capability = _connect(source, server, voice)

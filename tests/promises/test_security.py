@@ -754,6 +754,7 @@ def test_promise_70_no_option_takes_a_secret():
     "arguments",
     [
         ("extract", "https://me:canary-basic@fhir.hospital.example/r4"),
+        ("extract", "HTTPS://me:canary-basic@fhir.hospital.example/r4"),
         ("extract", "https://fhir.hospital.example/r4?access_token=canary-basic"),
         ("extract", "--token", "canary-basic"),
         ("extract", "--token=canary-basic"),

@@ -638,8 +638,12 @@ class FhirClient:
         """Send once and read the whole answer, with the credentials used; `_AgainError` for what may pass."""
         with self._request(method, url, body, headers, signed=signed) as sent:
             content = bytearray()
-            for piece in _unpacked(sent.chunks(self._timeout, total=True), sent.encoding, _most):
-                content += piece
+            try:
+                for piece in _unpacked(sent.chunks(self._timeout, total=True), sent.encoding, _most):
+                    content += piece
+            except Exception:
+                content.clear()  # an error may be kept for long, and with it all that it went through
+                raise
             return Answer(sent.status, sent.headers, bytes(content), url, sent.framed), sent.used
 
     def _save(self, url: str, path: Path, headers: Mapping[str, str], *, signed: bool) -> Download:
