@@ -4,7 +4,7 @@ A fault has a kind:
 
     reset, drop            the connection is reset, or closed without an answer
     stall-first, stall     nothing comes for `seconds` (2), before or after the headers; then the connection is closed
-    drip                   a byte every `seconds` (0.05)
+    drip, drip-head        a byte every `seconds` (0.05) of the body, or of all
     slow                   the answer comes `seconds` (0.05) later
     cut                    half of what Content-Length says
     chunked, chunked-cut   in chunks; without the last one
@@ -37,7 +37,7 @@ from fake.store import Resource
 
 BEFORE = ("reset", "drop", "stall-first")
 ON_THE_WIRE = (
-    *("cut", "chunked", "chunked-cut", "unframed", "unframed-cut", "drip", "stall", "slow"),
+    *("cut", "chunked", "chunked-cut", "unframed", "unframed-cut", "drip", "drip-head", "stall", "slow"),
     *("gzip-two", "gzip-cut", "gzip-half"),
 )
 _PAGE = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body>PHI-CANARY</body></html>"

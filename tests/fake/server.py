@@ -391,7 +391,13 @@ class _Connection(socketserver.StreamRequestHandler):
         """Answer one request; whether the connection goes on."""
         fake, kind = self.fake, fault.kind if fault else ""
         fake.wait(fake.delay)
-        seconds = fault.seconds if fault and fault.seconds is not None else 0.05 if kind in ("drip", "slow") else 2.0
+        seconds = (
+            fault.seconds
+            if fault and fault.seconds is not None
+            else 0.05
+            if kind in ("drip", "drip-head", "slow")
+            else 2.0
+        )
         if kind in BEFORE:
             if kind == "reset":
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
@@ -425,10 +431,11 @@ class _Connection(socketserver.StreamRequestHandler):
         if kind == "stall":
             self.wfile.write(head)
             self.fake.wait(seconds)
-        elif kind == "drip":
-            self.wfile.write(head)
-            for index in range(len(body)):
-                self.wfile.write(body[index : index + 1])
+        elif kind in ("drip", "drip-head"):
+            self.wfile.write(head if kind == "drip" else b"")
+            slowly = body if kind == "drip" else head + body
+            for index in range(len(slowly)):
+                self.wfile.write(slowly[index : index + 1])
                 self.fake.wait(seconds)
         else:
             self.wfile.write(head + (body[: len(body) // 2] if kind == "cut" else body))

@@ -20,7 +20,9 @@ def read(server) -> list[str]:
     return [
         request.path
         for request in server.requests
-        if not (request.segments == ["metadata"] or ".well-known" in request.path or request.param("_summary") == "count")
+        if not (
+            request.segments == ["metadata"] or ".well-known" in request.path or request.param("_summary") == "count"
+        )
     ]
 
 

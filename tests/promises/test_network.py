@@ -359,7 +359,7 @@ def test_promise_08_a_refusal_is_not_repeated(fetch, server, status, code, offse
 # ------------------------------------------------------------------------------------------------------- 9-10: time, and load
 
 
-@pytest.mark.parametrize("kind", ["stall-first", "stall", "drip"])
+@pytest.mark.parametrize("kind", ["stall-first", "stall", "drip", "drip-head"])
 def test_promise_09_silence_and_drips_are_given_up(fetch, server, kind):
     server.faults.append(Fault(kind, where=page("Observation")))
     fetch.clean(fetch(server))

@@ -248,7 +248,7 @@ def schedule(number: int, way: str = "") -> Schedule:
         if site.per_file < 1000:
             names = [name for name in names if name != "wrong-page"]
     requests = {"search": 22, "changing": 36, "bulk": 12}[way]
-    few = [0, 1, 2] if way == "changing" else [1, 1, 2, 3, 5]
+    few = {"search": [1, 1, 2, 3, 5], "changing": [0, 1, 2], "bulk": [0, 1, 1, 2]}[way]
     faults = {at: r.choice(names) for at in r.sample(range(requests), r.choice(few))}
     if way == "changing":
         changes = {at: r.choice([*WRITES, *DELETES]) for at in r.sample(range(requests), r.choice([1, 2, 4, 8]))}

@@ -17,11 +17,13 @@ No message holds a query, an id, a token, or free text of the server: queries na
 """
 
 import base64
+import contextlib
 import hashlib
 import ipaddress
 import os
 import random
 import re
+import socket
 import ssl
 import threading
 import time
@@ -37,6 +39,8 @@ from urllib.parse import parse_qsl, quote, urlencode, urljoin, urlsplit
 
 import requests
 import requests.adapters
+import urllib3
+import urllib3.connection
 import urllib3.exceptions
 
 from crmo_fhir import __version__
@@ -256,6 +260,46 @@ def _most(received: int) -> int:
     return min(MAX_BODY, SMALL_BODY + MAX_RATIO * received)
 
 
+class _Timed(urllib3.connection.HTTPConnection):
+    """A connection on which the head of an answer has a limit of time too: a byte now and then never is silence."""
+
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
+        """The head of the answer; the connection is cut where it does not come in time."""
+        alarm = threading.Timer(TOTAL_TIMEOUTS * (self.timeout or TIMEOUT), _cut, [self.sock])
+        alarm.daemon = True
+        alarm.start()
+        try:
+            return super().getresponse()
+        finally:
+            alarm.cancel()
+
+
+def _cut(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+class _TimedTls(_Timed, urllib3.connection.HTTPSConnection):
+    """The same over TLS."""
+
+
+class _Pool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Timed
+
+
+class _TlsPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _TimedTls
+
+
+class _Adapter(requests.adapters.HTTPAdapter):
+    """The way to a server, over connections that are timed."""
+
+    def init_poolmanager(self, *arguments: Any, **named: Any) -> None:
+        """Make the pools."""
+        super().init_poolmanager(*arguments, **named)
+        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+
+
 class _Session(requests.Session):
     """A session that leaves redirects to us: requests would read their bodies, unpacked and without limit, before we do."""
 
@@ -313,7 +357,7 @@ class FhirClient:
         self._session.headers.update(
             {"User-Agent": f"crmo-fhir/{__version__}", "Accept": FHIR_JSON, "Accept-Encoding": "gzip"}
         )
-        adapter = requests.adapters.HTTPAdapter(pool_maxsize=workers)
+        adapter = _Adapter(pool_maxsize=workers)
         self._session.mount("https://", adapter)
         self._session.mount("http://", adapter)
         if ca_file is not None:

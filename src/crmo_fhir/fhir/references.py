@@ -38,6 +38,11 @@ class Reference(NamedTuple):
     id: str = ""
 
 
+def is_id(value: object) -> bool:
+    """Whether a value is an id that a reference can name; wider than FHIR's own rule, which real servers break."""
+    return isinstance(value, str) and re.fullmatch(r"[^\s/?#|]{1,256}", value) is not None and value.isprintable()
+
+
 def same_base(url: str) -> str:
     """Spell a service base in the one way it is compared: scheme and host in lower case, no default port, no last slash."""
     try:

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit
 
 from crmo_fhir.errors import IncompleteError
-from crmo_fhir.fhir import strict
+from crmo_fhir.fhir import references, strict
 from crmo_fhir.fhir.client import FORM, Answer, FhirClient
 from crmo_fhir.fhir.outcomes import issue_codes, said
 
@@ -218,8 +218,8 @@ def _page(
         if kind != type_name:
             raise IncompleteError(f"{where}, entry {index}: a match of another type")
         identity = resource.get("id")
-        if not isinstance(identity, str) or not identity:
-            raise IncompleteError(f"{where}, entry {index}: a resource without id")
+        if not isinstance(identity, str) or not references.is_id(identity):
+            raise IncompleteError(f"{where}, entry {index}: a resource without an id that a reference could name")
         if is_subsetted(resource):
             raise IncompleteError(f"{where}, entry {index}: the server sent only a part of the resource (SUBSETTED)")
         full_url = entry.head.get("fullUrl")

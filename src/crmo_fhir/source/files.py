@@ -511,8 +511,7 @@ def _identity(resource: dict[str, Any], piece: _Piece) -> tuple[str | None, bool
     """The id of a resource: its own, else that of its fullUrl, else a hash of its content; None for an unusable one."""
     own = resource.get("id")
     if own is not None:
-        usable = isinstance(own, str) and own.strip() and len(own) <= 256 and own.isprintable()
-        return (own if usable else None), False
+        return (own if references.is_id(own) else None), False
     if piece.full_url:
         last = re.split(r"[/:]", piece.full_url.rstrip("/"))[-1]
         if re.fullmatch(r"[A-Za-z0-9.-]{1,64}", last):
