@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 from crmo_fhir import __version__
-from crmo_fhir.errors import IncompleteError, SignInError, UsageError
+from crmo_fhir.errors import IncompleteError, IntegrityError, SignInError, UsageError
 from crmo_fhir.model.parameters import Parameters
 from crmo_fhir.model.records import WHOLE
 
@@ -496,6 +496,10 @@ def measure(
     with landing.hold(study):
         raw = landing.open_raw(study, accept_partial=accept_partial)
         built = landing.open_cohort(study, raw)
+        if built["program"] != __version__:
+            raise IntegrityError(
+                f"{study}: the cohort was built by another version of crmo-fhir; run 'crmo-fhir build {study}' again"
+            )
         artifacts = Artifacts.load(mappings)
         parameters = _parameters(raw.manifest["request"])
         folder = study / "cohort"

@@ -17,6 +17,7 @@ import pytest
 from fake.certificates import Authority
 from fake_server import FakeServer, Fault, Request, Resource, outcome
 
+from crmo_fhir.source import plan
 from promises.records import COHORT, about, assert_loud, diagnosis, patient, raw
 from promises.test_network import (
     CANARY,
@@ -580,7 +581,7 @@ def test_promise_22_a_last_page_cut_off_is_missed_by_the_total(fetch, server):
     def last(found: Resource) -> Resource:
         return {**found, "link": [link for link in found["link"] if link["relation"] != "next"]}
 
-    server.faults.append(changing(last, lambda r: r.type == "Observation" and r.param("_count") == "200"))
+    server.faults.append(changing(last, lambda r: r.type == "Observation" and r.param("_count") == plan.PAGE))
     fetch.clean_or_loud(fetch(server), 3)
     server.faults.clear()
     fetch.clean(fetch(server))
@@ -884,7 +885,7 @@ def test_promise_27_parts_are_not_asked_for(fetch, server):
 def test_promise_28_short_pages_with_a_link_go_on(fetch, size):
     with serving(page_size=size) as server:
         fetch.clean(fetch(server))
-        assert {r.param("_count") for r in server.searches() if r.param("_summary") == ""} == {"200"}
+        assert {r.param("_count") for r in server.searches() if r.param("_summary") == ""} == {plan.PAGE}
 
 
 @pytest.mark.parametrize(

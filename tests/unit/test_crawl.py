@@ -301,21 +301,21 @@ def test_the_parameter_the_server_declares() -> None:
 
 def test_a_search_is_divided_between_its_values() -> None:
     search = plan.Search(
-        "Patient", (("identifier", "a\\,b|1,c|2,d\\\\|3"), ("_count", "200")), patients=("x", "y", "z")
+        "Patient", (("identifier", "a\\,b|1,c|2,d\\\\|3"), ("_count", plan.PAGE)), patients=("x", "y", "z")
     )
     parts = plan.halves(search)
     assert [part.params for part in parts] == [
-        (("identifier", "a\\,b|1"), ("_count", "200")),
-        (("identifier", "c|2,d\\\\|3"), ("_count", "200")),
+        (("identifier", "a\\,b|1"), ("_count", plan.PAGE)),
+        (("identifier", "c|2,d\\\\|3"), ("_count", plan.PAGE)),
     ]
     assert [part.patients for part in parts] == [("x",), ("y", "z")]
     assert plan.halves(parts[0]) == []
 
 
 def test_a_larger_page_is_asked_for_once_and_within_reason() -> None:
-    search = plan.Search("Patient", (("_id", "a"), ("_count", "200")))
-    wider = plan.widened(search, 300)
+    search = plan.Search("Patient", (("_id", "a"), ("_count", plan.PAGE)))
+    wider = plan.widened(search, 800)
     assert wider is not None
-    assert wider.params == (("_id", "a"), ("_count", "300"))
-    assert plan.widened(wider, 300) is None
+    assert wider.params == (("_id", "a"), ("_count", "800"))
+    assert plan.widened(wider, 800) is None
     assert plan.widened(search, plan.LARGEST_PAGE + 1) is None

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
+from itertools import repeat
 from typing import Any
 
 _NUMBERS = frozenset(["integer", "positiveInt", "unsignedInt", "integer64", "decimal"])
@@ -80,7 +81,43 @@ def find_misfit(resource: Mapping[str, Any], resource_type: str) -> str | None:
     item is, a plain value where an object is, text for true or false, text for a number unless it reads as one.
     A field the table declares both ways (R4 one item, R5 a list) may stand either way.
     """
-    return _misfit(resource, resource_type, resource_type)
+    # The path of a misfit is only made where there is one: most resources fit.
+    return None if _fits(resource, resource_type) else _misfit(resource, resource_type, resource_type)
+
+
+def _fits(item: Mapping[str, Any], owner: str) -> bool:
+    """Whether `_misfit` would find nothing."""
+    known = _shapes(owner)
+    for name, value in item.items():
+        if value is None or (shapes := known.get(name)) is None:
+            continue
+        if isinstance(value, list):
+            if not shapes[1] or not all(
+                each is None or any(map(_fits_type, repeat(each), shapes[1])) for each in value
+            ):
+                return False
+        elif not any(map(_fits_type, repeat(value), shapes[0])):
+            return False
+    return True
+
+
+def _fits_type(value: object, fhir_type: str) -> bool:
+    if not is_primitive(fhir_type):
+        return isinstance(value, dict) and (
+            _misfit_of_item(value, fhir_type, "") is None if fhir_type == "Resource" else _fits(value, fhir_type)
+        )
+    if isinstance(value, str):
+        return fhir_type != "boolean" and (fhir_type not in _NUMBERS or _NUMBER.fullmatch(value) is not None)
+    return _misfit_of_item(value, fhir_type, "") is None
+
+
+@functools.cache
+def _shapes(owner: str) -> Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """The types of each JSON field as a single value, and as items of a list."""
+    return {
+        name: (tuple(kind for kind, many in kinds if not many), tuple(kind for kind, many in kinds if many))
+        for name, kinds in _json_fields(owner).items()
+    }
 
 
 def _misfit(item: Mapping[str, Any], owner: str, path: str) -> str | None:

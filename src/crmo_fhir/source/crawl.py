@@ -86,6 +86,7 @@ class _Crawl:
     cells: dict[tuple[str, str], tuple[State, str]] = field(default_factory=dict)
     countable: bool = True
     posts: bool | None = None
+    totals: bool | None = None
     unverified: int = 0
     times: list[str] = field(default_factory=list)
     shown: Counter[str] = field(default_factory=Counter)
@@ -250,6 +251,8 @@ def _settled(run: _Crawl, search: Search, fits: Fits) -> list[Match]:
     for _ in range(PASSES - 1):
         if account.pages < 2 or _is_quiet(run, search, account):
             return matches
+        if run.totals is None and len(account.totals) < account.pages:
+            run.totals = _takes_total(run, search)
         before, account = _content(matches), Account()
         _show(run, search.type, -len(matches))
         matches = _once(run, search, account, fits, fresh=True)
@@ -352,7 +355,19 @@ def _take_down(run: _Crawl, asked: Search, params: Sequence[tuple[str, str]], ac
 
 def _params(run: _Crawl, search: Search) -> tuple[tuple[str, str], ...]:
     """The parameters of a search, with a total asked for where the server knows how."""
-    return (*search.params, *((("_total", "accurate"),) if "_total" in run.types.get(search.type, ()) else ()))
+    asks = run.totals or "_total" in run.types.get(search.type, ())
+    return (*search.params, ("_total", "accurate")) if asks else search.params
+
+
+def _takes_total(run: _Crawl, search: Search) -> bool:
+    """Whether a server that says no total unasked says it when it is asked; few say so in their CapabilityStatement."""
+    account, params = Account(), (*search.params, ("_total", "accurate"))
+    try:
+        for _ in find(run.client, search.type, params, post=_posts(run, search), account=account, fresh=True):
+            break
+    except IncompleteError:
+        return False
+    return account.total is not None
 
 
 def _posts(run: _Crawl, search: Search) -> bool:
@@ -630,7 +645,7 @@ def _linking(run: _Crawl, pool: ThreadPoolExecutor, people: dict[str, Person]) -
         return set()
     ids: set[str] = set()
     searches = [
-        Search("Patient", (("link", value), ("_count", "200")), optional=True, patients=batch.patients)
+        Search("Patient", (("link", value), ("_count", plan.PAGE)), optional=True, patients=batch.patients)
         for batch in plan.plan_ids("Patient", sorted(people), len(run.client.base) + 200)
         for value in (",".join(f"Patient/{plan.escaped(one)}" for one in batch.patients),)
     ]
@@ -676,7 +691,7 @@ def _sharing(run: _Crawl, pool: ThreadPoolExecutor, people: dict[str, Person]) -
     known = set(identifiers)
     batches = [identifiers[start : start + plan.BATCH] for start in range(0, len(identifiers), plan.BATCH)]
     searches = [
-        Search("Patient", (("identifier", value), ("_count", "200")), optional=True)
+        Search("Patient", (("identifier", value), ("_count", plan.PAGE)), optional=True)
         for batch in batches
         for value in (",".join(f"{plan.escaped(system)}|{plan.escaped(one)}" for system, one in batch),)
     ]

@@ -15,9 +15,11 @@ from crmo_fhir.fhir.codings import SKS, SKS_DIAGNOSES, CodeSet
 from crmo_fhir.model.records import READ_TYPES
 
 MAX_URL = 1800
-BATCH = 20
+BATCH = 50
+PAGE = "500"
+"""What is asked for at a time: one page is one moment, while over several the data may change."""
 LARGEST_PAGE = 10_000
-_COUNT = (("_count", "200"),)
+_COUNT = (("_count", PAGE),)
 TEXT_WORDS = (
     "crmo",
     "cno",
@@ -174,7 +176,7 @@ def patient_parameter(type_name: str, names: set[str]) -> str:
 def plan_patient(
     type_name: str, ids: Sequence[str], capability: Mapping[str, Any], base_length: int = 100
 ) -> list[Search]:
-    """Searches for all of one type of these patients, 20 patients at a time.
+    """Searches for all of one type of these patients, 50 patients at a time.
 
     Empty for a type the server does not list, and for Medication, which belongs to no patient.
     """
@@ -188,7 +190,7 @@ def plan_patient(
 
 
 def plan_ids(type_name: str, ids: Sequence[str], base_length: int = 100) -> list[Search]:
-    """Searches for resources of one type by their ids, 20 at a time."""
+    """Searches for resources of one type by their ids, 50 at a time."""
     return _batches(type_name, "_id", "", ids, base_length)
 
 
