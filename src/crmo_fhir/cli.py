@@ -24,6 +24,7 @@ from crmo_fhir import __version__, pipeline
 from crmo_fhir.errors import DISK_FAILURES, CrmoFhirError, IncompleteError, IntegrityError, UsageError
 from crmo_fhir.fhir.dates import parse_date
 from crmo_fhir.model.parameters import Parameters
+from crmo_fhir.model.records import WHOLE
 
 if TYPE_CHECKING:
     from crmo_fhir.source.probe import Finding
@@ -605,14 +606,15 @@ def run(source: str | None, study: Path, published: Path | None, quiet: bool, **
 def diff(earlier: Path, later: Path, out: Path | None) -> None:
     """What is new, changed, vanished or merged between the pulls of two studies."""
     changes = pipeline.diff(earlier, later, out)
+    if not changes:
+        click.echo("the two pulls hold the same records")
+        return
     counted = Counter((change.type, str(change.state)) for change in changes)
     states = ("new", "changed", "vanished", "merged")
     click.echo(f"{'':<26}" + "".join(f"{state:>10}" for state in states))
     for kind in sorted({change.type for change in changes}):
         click.echo(f"{kind:<26}" + "".join(f"{counted[kind, state]:>10}" for state in states))
-    if not changes:
-        click.echo("the two pulls hold the same records")
-    elif out is not None:
+    if out is not None:
         click.echo(f"the {len(changes)} records are listed in {out}")
 
 
@@ -634,4 +636,9 @@ def _show(measured: pipeline.Measured, study: Path, *, quiet: bool) -> None:
             low, high = (round_half_away(100 * limit, 1) for limit in (r.ci_low, r.ci_high))
             figures = f"{round_half_away(100 * r.proportion, 0):>6}   {low + '–' + high:<13}"
         click.echo(f"{group:<16}{label:<46}{f'{r.n}/{r.N}':>8}{figures}   {r.unit}s")
+    if not measured.study.complete:
+        missing = ", ".join(f"{state} {cells}" for state, cells in measured.study.ledger.items() if state not in WHOLE)
+        click.echo(
+            f"\npartial: not every record came from the source ({missing or 'see the quarantine'}); figures may be too small"
+        )
     click.echo(f"\nresults.csv, table1.csv, measure-report.json and report.html are in {study}")

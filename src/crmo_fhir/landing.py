@@ -311,7 +311,10 @@ def _refuse(
     """Raise what makes a pull partial: the first failure, a cell of the ledger, or what cannot be read."""
     if pull.failures:
         first, more = pull.failures[0], len(pull.failures) - 1
-        others = f" ({more} more: see {study / 'raw' / 'ledger.csv'})" if more and not kept else ""
+        others = f", and {more} more" if more else ""
+        others += (
+            "; the earlier complete pull is kept" if kept else f"; {study / 'raw' / 'ledger.csv'} says what is missing"
+        )
         raise (SignInError if isinstance(first, SignInError) else IncompleteError)(f"{first}{others}") from first
     if missing:
         (kind, state), patients = min(missing.items())
@@ -488,6 +491,12 @@ def _sealed(content: Mapping[str, Any]) -> str:
 
 def _is_sealed(content: Mapping[str, Any], path: Path) -> bool:
     return path.read_bytes() == _sealed(content).encode("utf-8")
+
+
+def missing_of(study: Path) -> str:
+    """What a partial pull lacks, in words; empty for a complete one."""
+    manifest = _read_manifest(study / "raw" / "manifest.json")
+    return "" if manifest.get("complete") is True else _why(manifest).strip(" ()") or "; ".join(manifest["failures"])
 
 
 def is_complete(study: Path) -> bool:

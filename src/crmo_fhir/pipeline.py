@@ -157,6 +157,8 @@ def _extract(
             voice.warn(warning)
         day = datetime.now(UTC).date().isoformat()
         landing.land(study, pull, request, day, _misfit, accept_partial=how.accept_partial)
+        if missing := landing.missing_of(study):
+            voice.warn(f"this pull is partial ({missing}); report and MeasureReport will say so")
         if fetched:
             fetched.landed()
         _build(study, artifacts, voice, accept_partial=how.accept_partial)

@@ -150,7 +150,7 @@ def places(strace: str, folder: Path, study: Path, *arguments: object) -> list[P
             continue
         call, of, name = started.groups()
         known_by = of if call in ("write", "fsync") else name
-        path = Path(os.path.join(of or "/", known_by or ""))
+        path = Path(of or "/") / known_by
         if not path.is_relative_to(study):
             continue
         met[call, known_by] += 1
@@ -608,7 +608,7 @@ def test_promise_75_a_study_between_two_pulls_is_left_to_who_is_at_it(strace, re
     # It is about to rename the new records to the place of the old ones, which are put aside.
     waits = striking(strace, place, "delay_enter=3000000")
     process = start("extract", replacing.server.base, "-o", study, tracer=waits)
-    until(lambda: (study / ".raw-old").exists())
+    until((study / ".raw-old").exists)
     before = tree(study)
     for arguments in (("extract", replacing.server.base, "-o", study), ("measure", study), ("diff", study, earlier)):
         assert replacing.crmo(*arguments).code == 7

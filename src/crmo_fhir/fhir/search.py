@@ -219,7 +219,9 @@ def _page(
             raise IncompleteError(f"{where}, entry {index}: a match of another type")
         identity = resource.get("id")
         if not isinstance(identity, str) or not references.is_id(identity):
-            raise IncompleteError(f"{where}, entry {index}: a resource without id, or with one that no reference can name")
+            raise IncompleteError(
+                f"{where}, entry {index}: a resource without id, or with one that no reference can name"
+            )
         if is_subsetted(resource):
             raise IncompleteError(f"{where}, entry {index}: the server sent only a part of the resource (SUBSETTED)")
         full_url = entry.head.get("fullUrl")

@@ -843,8 +843,8 @@ def _by_patient(run: _Crawl) -> dict[tuple[str, str], list[Match]]:
 def _changes(run: _Crawl, search: Search, before: Mapping[tuple[str, str], list[Match]]) -> list[Match] | None:
     """What the earlier pull has of a search, brought up to date; None where all of it must be asked for.
 
-    Asked for is what was written since. Then the server's count of the whole tells whether something was deleted or went to
-    somebody else: what we hold after the update can only be too much.
+    Asked for is what was written since, and the server is believed where it finds by date what is known. Then its count of
+    the whole tells whether something was deleted or went to somebody else: what we hold after the update can only be too much.
     """
     earlier = run.earlier
     if earlier is None or "_lastUpdated" not in run.types.get(search.type, ()):
@@ -857,8 +857,18 @@ def _changes(run: _Crawl, search: Search, before: Mapping[tuple[str, str], list[
     except IncompleteError:
         return None  # a server that ignores or refuses _lastUpdated is asked for everything
     held = {match.id: match for patient in search.patients for match in before.get((patient, search.type), ())}
+    if held and not _finds_by_date(run, search, held.values()):
+        return None
     held |= fresh
     return list(held.values()) if _counted(run, search) == len(held) else None
+
+
+def _finds_by_date(run: _Crawl, search: Search, known: Iterable[Match]) -> bool:
+    """Whether the server finds the newest of these by its time: one without an index of times finds nothing, in silence."""
+    newest = max(selection.age(match.resource)[0] for match in known)
+    if newest == selection.instant(None):
+        return False
+    return bool(_counted(run, replace(search, params=(*search.params, ("_lastUpdated", f"ge{_fhir_instant(newest)}")))))
 
 
 # --------------------------------------------------------------------------------------------------------- what is meant
