@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 from fake_server import FakeServer, Fault, Request, Resource, instant
-from hypothesis import HealthCheck, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from crmo_fhir import landing, pipeline
 from crmo_fhir.errors import CrmoFhirError, IntegrityError
 from crmo_fhir.model.parameters import Parameters
 from crmo_fhir.pipeline import OVERLAP, How
+from crmo_fhir.source import plan
 from promises.records import COHORT, assert_loud, diagnosis, drug, effect, figures, files, patient, raw
 from promises.test_crash import contents, fetched, said, tree
 from promises.test_network import CHILDREN, child, cohort, lab, landed, page, serving
@@ -782,15 +783,16 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=40, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), print_blob=False)
-@given(steps=STEPS, page_size=st.sampled_from([3, 200]))
-def test_promise_79_increments_add_up_to_a_whole_pull(steps, page_size):
+@settings(max_examples=40, derandomize=True, deadline=None, phases=(Phase.generate,))
+@given(steps=STEPS, page_size=st.sampled_from([3, 200]), batch=st.sampled_from([1, 2, 50]))
+def test_promise_79_increments_add_up_to_a_whole_pull(steps, page_size, batch):
     with (
         pytest.MonkeyPatch.context() as patch,
         TemporaryDirectory() as folder,
         serving(cohort(3), page_size=page_size, stamped=True) as server,
     ):
         patch.setattr(pipeline, "_build", lambda *_, **__: None)
+        patch.setattr(plan, "BATCH", batch)  # so many children are asked for at a time
         site, hospital = Site(Path(folder), server), Hospital(server)
         site.pull("study")
         for minutes, events in steps:

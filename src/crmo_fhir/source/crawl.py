@@ -476,6 +476,12 @@ def _conditions(run: _Crawl, pool: ThreadPoolExecutor, crmo: CodeSet, text: Code
     for search in plan.plan_text():
         try:
             matches = _insist(partial(_ask, run, search))
+            if matches and not any(
+                word in said for match in matches for said in _said(match) for word in plan.TEXT_WORDS
+            ):
+                # It may be the answer to another search; what comes a second time is the server's way to read words.
+                _forget(run, search.type)
+                matches = _insist(partial(_ask, run, search))
         except RefusedError as error:
             if error.status not in _NOT_TAKEN:
                 raise
@@ -619,20 +625,24 @@ def _try_post(run: _Crawl, search: Search) -> None:
     """Find out, with the first search that names persons, whether the server takes searches by POST.
 
     No CapabilityStatement says so. One that refuses them, or does not read the form and so answers with others, is asked
-    by GET from then on; the ids of FHIR are no names.
+    by GET from then on; the ids of FHIR are no names. It must do so twice in the same way: once may be a fault.
     """
-    for _ in range(2):
+    before = ""
+    for _ in range(PASSES):
         try:
             found = count(run.client, search.type, search.params, post=True)
-        except RefusedError as error:
-            if error.status not in _NO_POST:
+        except IncompleteError as error:
+            if isinstance(error, RefusedError) and error.status not in _NO_POST:
                 raise
-        except IncompleteError:
-            pass
+            answer = str(error)
         else:
-            if found is None or found <= len(search.patients):
-                run.posts = True
+            run.posts = found is None or found <= len(search.patients)
+            if run.posts:
                 return
+            answer = str(found)
+        if answer == before:
+            break
+        before = answer
     run.posts = False
 
 
