@@ -70,7 +70,7 @@ def hold(study: Path, *, create: bool = False) -> Iterator[None]:
         except OSError as error:
             kind = IntegrityError if error.errno in DISK_FAILURES else UsageError
             raise kind(f"{study}: cannot make the study folder ({error.strerror}); choose another with -o") from error
-    if not study.is_dir():
+    if not study.is_dir() or not (create or (study / ".lock").exists() or (study / "raw").exists()):
         raise UsageError(f"{study}: no such study folder; make one with 'crmo-fhir extract'")
     try:
         handle = os.open(study / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
@@ -186,8 +186,9 @@ class Journal:
 
     def clear(self) -> None:
         """Drop everything; the head first, without which the rest is worth nothing."""
-        self._head.unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with self._lock:
+            self._head.unlink(missing_ok=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _journal_digest(key: str, content: bytes) -> bytes:
@@ -553,9 +554,12 @@ def _staged(study: Path, name: str) -> Path:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    """The SHA-256 of a file, in hex; IntegrityError where the disk does not give it."""
+    try:
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise IntegrityError(f"{path}: cannot be read ({error.strerror}); mend the disk") from error
 
 
 def _write(path: Path, text: str) -> dict[str, Any]:

@@ -176,6 +176,13 @@ def test_promise_77_an_added_file_is_named(refused, study, name):
     refused(name, "measure", *(("build", "diff") if "raw" in name else ()))
 
 
+@pytest.mark.parametrize("command", ["build", "measure", "diff"])
+def test_promise_77_a_folder_that_is_no_study_is_left_as_it_is(crmo, tmp_path, command):
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "mother.txt").write_text("Dear")
+    Refusal(crmo, tmp_path / "letters")("", command, code=2)
+
+
 @pytest.mark.parametrize(
     ("name", "commands"), [("raw/manifest.json", ("build", "measure", "diff")), ("cohort/build.json", ("measure",))]
 )

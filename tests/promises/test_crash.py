@@ -109,7 +109,7 @@ def said(ran: Ran) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """A system call: its name, the path that strace knows it by, the how manieth of these, and what file of the study."""
+    """A system call: its name, the path that strace knows it by, which of these it is (from 1), and the file of the study."""
 
     call: str
     path: str
@@ -211,6 +211,15 @@ def tables(study: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (study / "cohort").iterdir() if path.name != "build.json"}
 
 
+def contents(study: Path) -> dict[str, bytes]:
+    """Every file that a user sees."""
+    return {
+        str(path.relative_to(study)): path.read_bytes()
+        for path in study.rglob("*")
+        if path.is_file() and not path.relative_to(study).parts[0].startswith(".")
+    }
+
+
 def hidden(study: Path) -> list[str]:
     """What a user does not see."""
     return sorted(path.name for path in study.iterdir() if path.name.startswith("."))
@@ -290,7 +299,8 @@ def test_promise_73_a_first_pull_killed_anywhere_resumes(strace, rerun, tmp_path
         before = len(server.requests)
         ran = program("extract", server.base, "-o", study, tracer=striking(strace, place, "signal=SIGKILL"))
         assert ran.code == -signal.SIGKILL, (place, ran)
-        assert_sound(study) if study.exists() else None
+        if study.exists():
+            assert_sound(study)
         rerun.clean(before)
 
 
@@ -431,8 +441,8 @@ def test_promise_74_a_disk_that_fails_a_first_pull_is_named(strace, rerun, tmp_p
     for place, error in failing(found):
         shutil.rmtree(study)
         before = len(server.requests)
-        striken = striking(strace, place, f"error={error}:when={place.number}+")
-        ran = program("extract", server.base, "-o", study, tracer=striken)
+        strikes = striking(strace, place, f"error={error}:when={place.number}+")
+        ran = program("extract", server.base, "-o", study, tracer=strikes)
         assert ran.code == 6, (place, ran)
         assert str(study / place.file) in said(ran)
         assert_sound(study)
@@ -448,9 +458,9 @@ def test_promise_74_a_disk_that_fails_leaves_the_earlier_results(strace, replaci
     for place, error in failing(landing_of(found)):
         shutil.rmtree(study)
         shutil.copytree(earlier, study)
-        striken = striking(strace, place, f"error={error}:when={place.number}+")
+        strikes = striking(strace, place, f"error={error}:when={place.number}+")
         before = len(server.requests)
-        ran = program("extract", server.base, "-o", study, tracer=striken)
+        ran = program("extract", server.base, "-o", study, tracer=strikes)
         assert ran.code == 6, (place, ran)
         assert str(study / place.file) in said(ran)
         if found.index(place) < landed_at:
@@ -478,13 +488,15 @@ def test_promise_74_a_disk_that_fails_a_measure_leaves_the_earlier_figures(strac
     assert crmo("measure", study).code == 0
 
 
-def contents(study: Path) -> dict[str, bytes]:
-    """Every file that a user sees."""
-    return {
-        str(path.relative_to(study)): path.read_bytes()
-        for path in study.rglob("*")
-        if path.is_file() and not path.relative_to(study).parts[0].startswith(".")
-    }
+def test_promise_74_a_disk_that_does_not_give_a_file_is_named(strace, crmo, server, tmp_path):
+    study = tmp_path / "study"
+    assert crmo("run", server.base, "-o", study).code == 0
+    path, before = study / "raw" / "Condition.ndjson", contents(study)
+    place = Place("read", str(path), 1, Path("raw") / "Condition.ndjson")
+    ran = program("measure", study, tracer=striking(strace, place, "error=EIO"))
+    assert ran.code == 6, ran
+    assert str(path) in said(ran)
+    assert contents(study) == before
 
 
 @pytest.mark.parametrize("limit", [0, 100, 1000, 4096, 10_000])
