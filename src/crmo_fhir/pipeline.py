@@ -321,10 +321,15 @@ def _export(
     begun_before = folder.exists()
     while True:
         export = fetch()
-        pull = _select(folder, artifacts, client.base)
-        account_for(pull, export, whole=level == "system", known={})
-        if not begun_before or not (pull.failures or any(broken.matters for broken in pull.broken)):
-            return pull
+        try:
+            pull = _select(folder, artifacts, client.base)
+        except IncompleteError:
+            if not begun_before:
+                raise
+        else:
+            account_for(pull, export, whole=level == "system", known={})
+            if not begun_before or not (pull.failures or any(broken.matters for broken in pull.broken)):
+                return pull
         # What an earlier run fetched was not whole, and the server may have been mended since.
         landing.drop_export(study)
         begun_before = False
