@@ -17,7 +17,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,8 @@ def none_is_left() -> Iterator[None]:
     yield
     while BEGUN:
         process = BEGUN.pop()
-        process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # what strace traces, too
         process.communicate()
 
 
@@ -73,7 +74,8 @@ def start(
     """The program, begun."""
     command = [*tracer, sys.executable, *code, *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    BEGUN.append(subprocess.Popen(command, text=True, env=environment(), **{**pipes, **more}))
+    more = {**pipes, "start_new_session": True, **more}
+    BEGUN.append(subprocess.Popen(command, text=True, env=environment(), **more))
     return BEGUN[-1]
 
 
