@@ -54,7 +54,7 @@ from promises.test_network import MEDICATION, OTHERS, compact, lab
 
 SCHEDULES = int(os.environ.get("CRMO_FHIR_SCHEDULES", "1000"))
 QUICK = "/dev/shm" if Path("/dev/shm").is_dir() else None
-SILENCE = 0.25
+SILENCE = 0.15
 """So many seconds may a server be silent here; its waits are not waited."""
 
 # ------------------------------------------------------------------------------------------------------------- the cohort
@@ -443,6 +443,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(plan, "condition_tokens", lambda _: tokens)
     monkeypatch.setattr(os, "fsync", lambda _: None)  # that is promise 73
     monkeypatch.setattr(client, "MAX_BODY", 2**20)
+    monkeypatch.setattr(client, "TOTAL_TIMEOUTS", 2)
     monkeypatch.setitem(FhirClient.__init__.__kwdefaults__, "sleep", lambda _: None)
     monkeypatch.setitem(FhirClient.__init__.__kwdefaults__, "timeout", SILENCE)
     # JSON that is nested too deeply leaves no room on the stack for what the collector closes.

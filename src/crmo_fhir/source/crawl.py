@@ -238,7 +238,8 @@ def _settled(run: _Crawl, search: Search, fits: Fits) -> list[Match]:
     One page is one moment. Over several pages, a record that is deleted or written moves the others, and one may be on no
     page at all while another takes its place in the count (FHIR R4 http, paging; results are current at the moment of the
     request only). So the search is over when nothing it finds was written since it began and the server still counts as
-    many, or when two passes bring the same.
+    many, or when two passes bring the same. Of a page that a run that was cut off has left the moment is gone by: it counts
+    where the server says that nothing of it was written or deleted since.
     """
     account = Account()
     try:
@@ -249,7 +250,7 @@ def _settled(run: _Crawl, search: Search, fits: Fits) -> list[Match]:
         account = Account()  # what a killed run left does not go on: its pages may have expired
         matches = _once(run, search, account, fits, fresh=True)
     for _ in range(PASSES - 1):
-        if account.pages < 2 or _is_quiet(run, search, account):
+        if (account.pages < 2 and not account.recalled) or _is_quiet(run, search, account):
             return matches
         if run.totals is None and len(account.totals) < account.pages:
             run.totals = _takes_total(run, search)
@@ -270,12 +271,12 @@ def _content(matches: Iterable[Match]) -> set[tuple[str, str]]:
 def _is_quiet(run: _Crawl, search: Search, account: Account) -> bool:
     """Whether the server says that nothing of a search was written since it began, and always counted what came.
 
-    Each page must have named the total: nothing else tells of what was deleted between them.
+    Each of several pages must have named the total: nothing else tells of what was deleted between them.
     """
     began = _instant(account.started)
     if began is None or "_lastUpdated" not in run.types.get(search.type, ()):
         return False
-    if not run.countable or account.totals != [account.matches] * account.pages:
+    if not run.countable or (account.pages > 1 and account.totals != [account.matches] * account.pages):
         return False
     changed = replace(search, params=(*search.params, ("_lastUpdated", f"ge{_fhir_instant(began)}")))
     return _counted(run, changed) == 0 and _counted(run, search) == account.matches
