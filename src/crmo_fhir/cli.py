@@ -431,6 +431,33 @@ _published = click.option(
 )
 
 
+def _form_options(command: Callable[..., None]) -> Callable[..., None]:
+    options = (
+        click.option(
+            "--fhir-version",
+            type=click.Choice(["R4", "R5"], case_sensitive=False),
+            default="R4",
+            show_default=True,
+            help="FHIR version of what is written.",
+        ),
+        click.option(
+            "--deqm",
+            type=click.Choice(["uv", "us"]),
+            default="uv",
+            show_default=True,
+            help="DEQM profiles: universal, or of the US realm.",
+        ),
+        click.option("--individual", is_flag=True, help="Also a MeasureReport for each child, and the list of them."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _form(options: dict[str, Any]) -> pipeline.Form:
+    return pipeline.Form(*(options.pop(name) for name in ("fhir_version", "deqm", "individual")))
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, message="%(version)s")
 def cli() -> None:
@@ -567,8 +594,11 @@ def build(study: Path, mappings: Path | None, accept_partial: bool, quiet: bool)
 @_mappings
 @_accept_partial
 @_published
+@_form_options
 @_quiet
-def measure(study: Path, mappings: Path | None, accept_partial: bool, published: Path | None, quiet: bool) -> None:
+def measure(
+    study: Path, mappings: Path | None, accept_partial: bool, published: Path | None, quiet: bool, **options: Any
+) -> None:
     """Compute the figures of STUDY: results.csv, table1.csv, measure-report.json and report.html."""
     measured = pipeline.measure(
         study,
@@ -576,8 +606,21 @@ def measure(study: Path, mappings: Path | None, accept_partial: bool, published:
         accept_partial=accept_partial,
         published=published,
         reporter=_config().get("reporter"),
+        form=_form(options),
     )
     _show(measured, study, quiet=quiet)
+
+
+@cli.command()
+@click.argument("study", type=click.Path(path_type=Path))
+@_mappings
+@_accept_partial
+@_quiet
+def verify(study: Path, mappings: Path | None, accept_partial: bool, quiet: bool) -> None:
+    """Check STUDY again: hashes, the figures computed anew, arithmetic, references, FHIR validity."""
+    _, checked = pipeline.verify(study, mappings=mappings, accept_partial=accept_partial)
+    if not quiet:
+        click.echo(f"{study}: records, cohort and figures are what was written and agree ({checked} relations checked)")
 
 
 @cli.command()
@@ -585,9 +628,11 @@ def measure(study: Path, mappings: Path | None, accept_partial: bool, published:
 @_extract_options
 @_study_option
 @_published
+@_form_options
 @_quiet
 def run(source: str | None, study: Path, published: Path | None, quiet: bool, **options: Any) -> None:
     """Extract and measure in one go."""
+    form = _form(options)
     _extract(source, study, options, quiet=quiet)
     measured = pipeline.measure(
         study,
@@ -595,6 +640,7 @@ def run(source: str | None, study: Path, published: Path | None, quiet: bool, **
         accept_partial=options["accept_partial"],
         published=published,
         reporter=_config().get("reporter"),
+        form=form,
     )
     _show(measured, study, quiet=quiet)
 

@@ -42,7 +42,18 @@ FORMAT = 3
 JOURNAL_HOURS = 24
 """What a run that was cut off has fetched is used again for so long."""
 _STATE = (".lock", ".journal", ".export", ".raw-new", ".raw-old", ".cohort-new", ".cohort-old")
-OUTPUTS = ("results.csv", "table1.csv", "measure.json", "library.json", "measure-report.json", "report.html")
+OUTPUTS = (
+    "results.csv",
+    "outputs.json",
+    "table1.csv",
+    "measure.json",
+    "library.json",
+    "measure-report.json",
+    "report.html",
+    "individual-reports.ndjson",
+    "subject-list-report.json",
+)
+"""The figures of a study; the last two on request only. `outputs.json` is the account of the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -433,6 +444,12 @@ def read_texts(raw: Raw) -> Iterator[tuple[Key, str]]:
                 yield Key(file.base, file.type, msgspec.json.decode(text, type=_Named).id), text
 
 
+def record_keys(raw: Raw) -> frozenset[str]:
+    """The keys of the landed records, as the cohort names them: `Type/id`, of another service base by its whole URL."""
+    prefixes = {(file.type, file.base): file.prefix for file in raw.files}
+    return frozenset(f"{prefixes[key.type, key.base]}{key.type}/{key.id}" for key, _ in read_texts(raw))
+
+
 class _Named(msgspec.Struct):
     id: str
 
@@ -539,14 +556,47 @@ def open_cohort(study: Path, raw: Raw) -> dict[str, Any]:
     return dict(build)
 
 
-def write_outputs(study: Path, files: Mapping[str, str]) -> None:
-    """Write the figures of a study: every file complete under another name first, then all renamed, results.csv last."""
-    for name, text in files.items():
-        _write(_staged(study, name), text)
+def write_outputs(study: Path, files: Mapping[str, str], account: Mapping[str, Any]) -> None:
+    """Write the figures of a study: every file complete under another name first, then all renamed, results.csv last.
+
+    `outputs.json` keeps the hashes of the others, the build they are of, and `account`: what they were asked for with.
+    """
+    written = {name: _write(_staged(study, name), text)["sha256"] for name, text in sorted(files.items())}
+    build = sha256_of(study / "cohort" / "build.json")
+    _write(_staged(study, "outputs.json"), _sealed({**account, "build": build, "files": written}))
     (study / OUTPUTS[0]).unlink(missing_ok=True)
-    for name in sorted(files, key=OUTPUTS.index, reverse=True):
-        _staged(study, name).replace(study / name)
+    for name in reversed(OUTPUTS):
+        if name in written or name == "outputs.json":
+            _staged(study, name).replace(study / name)
+        else:
+            (study / name).unlink(missing_ok=True)
     _sync_folder(study)
+
+
+def open_outputs(study: Path) -> dict[str, Any]:
+    """The account of the figures of a study, after its files were compared with it.
+
+    Raises UsageError where nothing was measured, IntegrityError where a file changed or the figures are of another cohort.
+    """
+    path = study / "outputs.json"
+    if not path.is_file() or not (study / OUTPUTS[0]).is_file():
+        raise UsageError(f"{study}: no figures here; run 'crmo-fhir measure {study}' first")
+    again = f"run 'crmo-fhir measure {study}' again"
+    try:
+        account = json.loads(path.read_text(encoding="utf-8"))
+        expected = dict(account["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{path}: cannot be read; {again}") from error
+    if not _is_sealed(account, path):
+        raise IntegrityError(f"{path}: is not what was written (its seal is broken); {again}")
+    for name, digest in sorted(expected.items()):
+        if not (study / name).is_file():
+            raise IntegrityError(f"{study / name}: is missing; {again}")
+        if sha256_of(study / name) != digest:
+            raise IntegrityError(f"{study / name}: is not what was written (its SHA-256 differs); {again}")
+    if account["build"] != sha256_of(study / "cohort" / "build.json"):
+        raise IntegrityError(f"{study}: the figures are of another cohort; {again}")
+    return dict(account)
 
 
 def _staged(study: Path, name: str) -> Path:

@@ -14,7 +14,7 @@ from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from zoneinfo import ZoneInfo
 
 from crmo_fhir import __version__
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from crmo_fhir.artifacts import Artifacts
     from crmo_fhir.difference import Change
     from crmo_fhir.fhir.client import FhirClient
-    from crmo_fhir.landing import Journal
+    from crmo_fhir.landing import Journal, Raw
     from crmo_fhir.model.records import Pull
     from crmo_fhir.model.results import Result
     from crmo_fhir.model.study import Study
@@ -478,6 +478,18 @@ def _build(study: Path, artifacts: "Artifacts", voice: Voice, *, accept_partial:
         voice.warn(f"{unresolved} records name no Patient that is here; attrition.csv lists them by type")
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How the FHIR of a study is written: in R4 or R5, for DEQM universal (uv) or of the US realm (us).
+
+    `individual` adds a MeasureReport for each child, and the list of them.
+    """
+
+    fhir_version: Literal["R4", "R5"] = "R4"
+    deqm: Literal["uv", "us"] = "uv"
+    individual: bool = False
+
+
 def measure(
     study: Path,
     *,
@@ -485,45 +497,112 @@ def measure(
     accept_partial: bool = False,
     published: Path | None = None,
     reporter: str | None = None,
+    form: Form | None = None,
 ) -> Measured:
     """STUDY/cohort → results.csv, table1.csv, measure.json, library.json, measure-report.json and report.html.
 
     `accept_partial` takes a pull that is not whole; report and MeasureReport then say so. `published` is a CSV of figures
-    printed elsewhere, set beside ours in table1.csv and the report.
+    printed elsewhere, set beside ours in table1.csv and the report. Nothing is written that `verify` would refuse.
     """
     from crmo_fhir import landing
     from crmo_fhir.artifacts import Artifacts
-    from crmo_fhir.export.measure_report import build_measure_report, library_json, measure_json, to_json
-    from crmo_fhir.export.report import report_html
-    from crmo_fhir.export.results import results_csv
-    from crmo_fhir.export.table1 import table1_csv
-    from crmo_fhir.metrics import compute_results
-    from crmo_fhir.model.tables import COHORT
 
     with landing.hold(study):
         raw = landing.open_raw(study, accept_partial=accept_partial)
-        built = landing.open_cohort(study, raw)
-        if built["program"] != __version__:
-            raise IntegrityError(
-                f"{study}: the cohort was built by another version of crmo-fhir; run 'crmo-fhir build {study}' again"
-            )
-        artifacts = Artifacts.load(mappings)
-        parameters = _parameters(raw.manifest["request"])
-        folder = study / "cohort"
-        tables = {name: table.from_parquet((folder / f"{name}.parquet").read_bytes()) for name, table in COHORT.items()}
-        results = compute_results(tables, parameters)
-        known = _study(raw.manifest, built, tables["patients"], parameters, folder, reporter)
-        printed = _read_csv(published.read_text(encoding="utf-8")) if published else None
-        outputs = {
-            "results.csv": results_csv(results),
-            "table1.csv": table1_csv(results, printed),
-            "measure.json": measure_json(artifacts.measure()),
-            "library.json": library_json(artifacts.library()),
-            "measure-report.json": to_json(build_measure_report(results, known, artifacts.measure())),
-            "report.html": report_html(results, known, printed),
+        account = {
+            "program": __version__,
+            "mappings": raw.manifest["request"]["mappings"],
+            "published": _read_csv(published.read_text(encoding="utf-8")) if published else None,
+            "reporter": reporter,
+            "form": asdict(form or Form()),
         }
-        landing.write_outputs(study, outputs)
-    return Measured(results, known)
+        measured, files = _figures(study, raw, Artifacts.load(mappings), account)
+        _verify(raw, files)
+        landing.write_outputs(study, files, account)
+    return measured
+
+
+def verify(study: Path, *, mappings: Path | None = None, accept_partial: bool = False) -> "tuple[Measured, int]":
+    """Check a study again, from its records to its figures; gives the figures and how many relations were checked.
+
+    Every file is held against its hash, the figures are computed anew and compared byte by byte, and what is in the files
+    must agree (`export.verification`). Raises IntegrityError for the first thing that is not as it must be.
+    """
+    from crmo_fhir import landing
+    from crmo_fhir.artifacts import Artifacts
+
+    with landing.hold(study):
+        raw = landing.open_raw(study, accept_partial=accept_partial)
+        landing.open_cohort(study, raw)
+        account = landing.open_outputs(study)
+        files = {name: (study / name).read_text(encoding="utf-8") for name in account["files"]}
+        checked = _verify(raw, files)
+        measured, again = _figures(study, raw, Artifacts.load(mappings), account)
+        for name in sorted(files):
+            if files[name] != again.get(name):
+                raise IntegrityError(
+                    f"{study / name}: is not what this program makes of the cohort; run 'crmo-fhir measure {study}' again"
+                )
+    return measured, checked
+
+
+def _figures(
+    study: Path, raw: "Raw", artifacts: "Artifacts", account: Mapping[str, Any]
+) -> "tuple[Measured, dict[str, str]]":
+    """The figures of a study and the files they are written to."""
+    from crmo_fhir import landing
+    from crmo_fhir.export.measure_report import (
+        build_individual_reports,
+        build_measure_report,
+        build_subject_list,
+        checked,
+        to_json,
+        to_line,
+    )
+    from crmo_fhir.export.r5 import to_r5
+    from crmo_fhir.export.report import report_html
+    from crmo_fhir.export.results import results_csv
+    from crmo_fhir.export.table1 import table1_csv
+    from crmo_fhir.metrics import compute_members, compute_results
+    from crmo_fhir.model.tables import COHORT
+
+    built = landing.open_cohort(study, raw)
+    if built["program"] != __version__:
+        raise IntegrityError(
+            f"{study}: the cohort was built by another version of crmo-fhir; run 'crmo-fhir build {study}' again"
+        )
+    request = raw.manifest["request"]
+    if request["mappings"] != artifacts.digest:
+        raise UsageError(f"{study}: extracted with other mappings; give the same --mappings")
+    parameters, folder, form = _parameters(request), study / "cohort", Form(**account["form"])
+    tables = {name: table.from_parquet((folder / f"{name}.parquet").read_bytes()) for name, table in COHORT.items()}
+    results = compute_results(tables, parameters)
+    known = _study(raw.manifest, built, tables["patients"], parameters, folder, account["reporter"])
+    printed, measure = account["published"], artifacts.measure()
+    report = build_measure_report(results, known, measure, form.deqm)
+    version = to_r5 if form.fhir_version == "R5" else lambda resource: resource
+    files = {
+        "results.csv": results_csv(results),
+        "table1.csv": table1_csv(results, printed),
+        "measure.json": to_json(version(checked(measure))),
+        "library.json": to_json(version(checked(artifacts.library()))),
+        "measure-report.json": to_json(version(report)),
+        "report.html": report_html(results, known, printed),
+    }
+    if form.individual:
+        members = compute_members(tables, parameters)
+        individual = build_individual_reports(members, known, measure, form.deqm)
+        files["individual-reports.ndjson"] = "".join(to_line(version(one)) for one in individual)
+        listed = build_subject_list(report, members, known, measure, form.deqm)
+        files["subject-list-report.json"] = to_json(version(listed))
+    return Measured(results, known), files
+
+
+def _verify(raw: "Raw", files: Mapping[str, str]) -> int:
+    from crmo_fhir import landing
+    from crmo_fhir.export.verification import verify_outputs
+
+    return verify_outputs(files, landing.record_keys(raw))
 
 
 def demo(study: Path, *, voice: Voice = SILENT) -> Measured:
@@ -557,7 +636,8 @@ def _study(
     data_lock = date.fromisoformat(built["data_lock"]) if built["data_lock"] else None
     first = min(patients["diagnosis_low"], default=None)
     attrition = _read_csv((folder / "attrition.csv").read_text(encoding="utf-8"))
-    ledger = _read_csv((folder.parent / "raw" / "ledger.csv").read_text(encoding="utf-8"))
+    with (folder.parent / "raw" / "ledger.csv").open(encoding="utf-8", newline="") as text:
+        ledger = Counter(row["state"] for row in csv.DictReader(text))
     end = parameters.until or data_lock or parameters.since or date(1970, 1, 1)  # no record has a date: an empty cohort
     return Study(
         parameters=parameters,
@@ -570,7 +650,7 @@ def _study(
         source_kind="FHIR server" if manifest["source"]["server"] else "FHIR export (folder)",
         attrition=tuple({**row, "kept": int(row["kept"]), "dropped": int(row["dropped"])} for row in attrition),
         unmapped=tuple(_read_csv((folder / "unmapped.csv").read_text(encoding="utf-8"))),
-        ledger=dict(sorted(Counter(row["state"] for row in ledger).items())),
+        ledger=dict(sorted(ledger.items())),
         warnings=tuple(manifest["warnings"]),
     )
 

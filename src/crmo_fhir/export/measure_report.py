@@ -1,14 +1,18 @@
-"""The MeasureReport: the results in the shape of the Measure, as FHIR R4 that passes the DEQM universal profile.
+"""The MeasureReports: the results in the shape of the Measure, as FHIR R4 that passes the DEQM profiles.
 
-The Measure says which groups, populations and stratifiers there are; the result rows hold the counts. A stratum is
-told by `stratifier.code` and `stratum.value` only, which is what every validator accepts in R4.
+The Measure says which groups, populations and stratifiers there are; the result rows and members hold the counts. A
+stratum is told by `stratifier.code` and `stratum.value` only, which is what every validator accepts in R4. `r5` has the
+same in FHIR R5.
 """
 
 import hashlib
 import html
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import date
 from typing import Any
 
 from fhir.resources.R4B import get_fhir_model_class
@@ -17,42 +21,163 @@ from pydantic import ValidationError
 from crmo_fhir.errors import IncompleteError, UsageError
 from crmo_fhir.export.table1 import STRATIFIERS, Figures, interval, percent, round_half_away
 from crmo_fhir.model.records import WHOLE
-from crmo_fhir.model.results import Result
+from crmo_fhir.model.results import Member, Result
 from crmo_fhir.model.study import Study
 
 Json = dict[str, Any]
 
 IDENTIFIER_SYSTEM = "https://crmo-fhir.org/measure-report"
-PROFILE = "http://hl7.org/fhir/uv/deqm/StructureDefinition/deqm-summarymeasurereport"
 CONFIDENCE = 95
 """Percent; both interval methods of the metrics are at this level."""
-_CQM = "http://hl7.org/fhir/uv/cqm/StructureDefinition"
-_DEQM = "http://hl7.org/fhir/uv/deqm/StructureDefinition"
-_CORE = "http://hl7.org/fhir/StructureDefinition"
+CQM = "http://hl7.org/fhir/uv/cqm/StructureDefinition"
+CORE = "http://hl7.org/fhir/StructureDefinition"
+_UV = "http://hl7.org/fhir/uv/deqm/StructureDefinition"
+_US = "http://hl7.org/fhir/us/davinci-deqm/StructureDefinition"
 _LINK_ID = "http://hl7.org/fhir/5.0/StructureDefinition/extension-MeasureReport.{}.linkId"
 _GENDER = "http://hl7.org/fhir/administrative-gender"
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def build_measure_report(results: Sequence[Result], study: Study, measure: Mapping[str, Any]) -> Json:
-    """The summary MeasureReport (DEQM universal) of one study.
+@dataclass(frozen=True, slots=True)
+class Family:
+    """The profiles and extensions of one family of DEQM: canonical URLs."""
+
+    summary: str
+    individual: str
+    subject_list: str
+    reports: str
+    scoring: str
+    notation: str
+
+
+FAMILIES = {
+    "uv": Family(
+        f"{_UV}/deqm-summarymeasurereport",
+        f"{_UV}/deqm-individualmeasurereport",
+        f"{_UV}/deqm-subjectlistmeasurereport",
+        f"{_UV}/deqm-individualmeasurereportlist",
+        f"{_UV}/deqm-measureScoring",
+        f"{_UV}/deqm-groupImprovementNotation",
+    ),
+    "us": Family(
+        f"{_US}/summary-measurereport-deqm",
+        f"{_US}/indv-measurereport-deqm",
+        f"{_US}/subjectlist-measurereport-deqm",
+        f"{_US}/indv-measurereport-list",
+        f"{_US}/extension-measureScoring",
+        f"{_US}/extension-groupImprovementNotation",
+    ),
+}
+"""DEQM universal and DEQM of the US realm."""
+
+
+def build_measure_report(
+    results: Sequence[Result], study: Study, measure: Mapping[str, Any], family: str = "uv"
+) -> Json:
+    """The summary MeasureReport of one study, of a family of DEQM.
 
     Raises IncompleteError where the results lack a group of the Measure or contradict themselves.
     """
-    figures = Figures(tuple(results))
-    canonical = f"{measure['url']}|{measure['version']}"
-    identity = (
-        measure["url"],
-        measure["version"],
-        f"{study.start.isoformat()}/{study.end.isoformat()}",
-        study.reporter_reference or study.reporter,
+    figures, profiles = Figures(tuple(results)), FAMILIES[family]
+    report = {
+        **_head(study, measure, "summary", profiles.summary),
+        "group": [_group(figures, group, profiles) for group in measure["group"]],
+    }
+    report["text"] = {"status": "generated", "div": _narrative(figures, study, measure)}
+    report["contained"] = [*_contained(study), _parameters(study), _completeness(study)]
+    report["extension"] += [
+        {"url": f"{CORE}/cqf-inputParameters", "valueReference": {"reference": "#parameters"}},
+        {"url": f"{CORE}/cqf-messages", "valueReference": {"reference": "#completeness"}},
+    ]
+    return checked(report)
+
+
+def build_individual_reports(
+    members: Sequence[Member], study: Study, measure: Mapping[str, Any], family: str = "uv"
+) -> Iterator[Json]:
+    """One MeasureReport a child of the cohort, in the order of the children.
+
+    Its counts are those of the child alone, so that over all children they add up to the summary; `evaluatedResource`
+    names every resource that a count rests on, and the populations it is in.
+    """
+    profiles = FAMILIES[family]
+    own: dict[str, list[Member]] = defaultdict(list)
+    for member in members:
+        own[member.person].append(member)
+    shapes: set[object] = set()
+    for person in sorted(own):
+        report = {
+            **_head(study, measure, "individual", profiles.individual, person),
+            "group": [
+                _group_of_members(group, [m for m in own[person] if m.group == group["id"]], profiles)
+                for group in measure["group"]
+            ],
+            "evaluatedResource": _evaluated(own[person], measure),
+        }
+        report["text"] = {"status": "generated", "div": _narrative_of_child(own[person], study, measure)}
+        if (shape := _shape(report)) not in shapes:  # one of each shape stands for all of it
+            checked(report)
+            shapes.add(shape)
+        yield report
+
+
+def build_subject_list(
+    summary: Mapping[str, Any], members: Sequence[Member], study: Study, measure: Mapping[str, Any], family: str = "uv"
+) -> Json:
+    """The summary with the individual reports behind every count (`subjectResults`), as a MeasureReport subject-list."""
+    profiles = FAMILIES[family]
+    report = json.loads(json.dumps({**summary, **_head(study, measure, "subject-list", profiles.subject_list)}))
+    report["contained"] = _contained(study)
+    report["text"] = summary["text"]
+    for group in report["group"]:
+        own = [member for member in members if member.group == group["id"]]
+        for population in group["population"]:
+            _name_subjects(report, population, own, study, measure, profiles)
+        for stratifier in group.get("stratifier", ()):
+            name = stratifier["code"][0]["coding"][0]["code"]
+            for stratum in stratifier.get("stratum", ()):
+                those = [m for m in own if _text(m.strata.get(name, "")) == stratum["value"]["text"]]
+                for population in stratum["population"]:
+                    _name_subjects(report, population, those, study, measure, profiles)
+    return checked(report)
+
+
+def _name_subjects(
+    report: Json,
+    population: Json,
+    members: Iterable[Member],
+    study: Study,
+    measure: Mapping[str, Any],
+    profiles: Family,
+) -> None:
+    """Add to the report a List of the individual reports of a population, and refer the population to it."""
+    persons = sorted({member.person for member in members if _is_in(member, population)})
+    name = f"subjects-{len(report['contained'])}"
+    listed = [
+        {"item": {"reference": f"MeasureReport/{_identity(study, measure, person)[0]}"}} for person in persons
+    ] or None
+    empty = {"coding": [{"system": "http://terminology.hl7.org/CodeSystem/list-empty-reason", "code": "nilknown"}]}
+    report["contained"].append(
+        {
+            "resourceType": "List",
+            "id": name,
+            "meta": {"profile": [profiles.reports]},
+            "status": "current",
+            "mode": "snapshot",
+            **({"entry": listed} if listed else {"emptyReason": empty}),
+        }
     )
-    digest = hashlib.sha256("|".join(identity).encode()).hexdigest()
-    report: Json = {
+    population["subjectResults"] = {"reference": f"#{name}"}
+
+
+def _head(study: Study, measure: Mapping[str, Any], kind: str, profile: str, subject: str | None = None) -> Json:
+    """What every kind of report begins with, its elements in the order of FHIR."""
+    name, digest = _identity(study, measure, subject, kind)
+    return {
         "resourceType": "MeasureReport",
-        "id": f"crmo-{digest[:32]}",
-        "meta": {"profile": [PROFILE]},
-        "text": {"status": "generated", "div": _narrative(figures, study, measure)},
+        "id": name,
+        "meta": {"profile": [profile]},
+        "text": {},
         "contained": _contained(study),
         "extension": [
             {
@@ -62,14 +187,31 @@ def build_measure_report(results: Sequence[Result], study: Study, measure: Mappi
         ],
         "identifier": [{"system": IDENTIFIER_SYSTEM, "value": digest}],
         "status": "complete" if study.complete else "pending",
-        "type": "summary",
-        "measure": canonical,
+        "type": kind,
+        "measure": f"{measure['url']}|{measure['version']}",
+        **({"subject": {"reference": subject}} if subject else {}),
         "date": (study.data_lock or study.end).isoformat(),
         "reporter": {"reference": study.reporter_reference or "#reporter"},
         "period": {"start": study.start.isoformat(), "end": study.end.isoformat()},
-        "group": [_group(figures, group) for group in measure["group"]],
     }
-    return _checked(report)
+
+
+def _identity(
+    study: Study, measure: Mapping[str, Any], subject: str | None = None, kind: str = "individual"
+) -> tuple[str, str]:
+    """Id and identifier of a report: the same question about the same period is the same report, whatever the answer."""
+    parts = [
+        measure["url"],
+        measure["version"],
+        f"{study.start.isoformat()}/{study.end.isoformat()}",
+        study.reporter_reference or study.reporter,
+    ]
+    if subject:
+        parts.append(subject)
+    elif kind != "summary":
+        parts.append(kind)
+    digest = hashlib.sha256("|".join(parts).encode()).hexdigest()
+    return f"crmo-{digest[:32]}", digest
 
 
 def to_json(resource: Mapping[str, Any]) -> str:
@@ -77,18 +219,16 @@ def to_json(resource: Mapping[str, Any]) -> str:
     return json.dumps(resource, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def measure_json(measure: Mapping[str, Any]) -> str:
-    """The Measure as it is written beside the report. Raises UsageError where it is no valid R4 resource."""
-    return to_json(_checked(measure))
+def to_line(resource: Mapping[str, Any]) -> str:
+    """A resource as one line of NDJSON."""
+    return json.dumps(resource, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def library_json(library: Mapping[str, Any]) -> str:
-    """The Library as it is written beside the Measure. Raises UsageError where it is no valid R4 resource."""
-    return to_json(_checked(library))
+def checked(resource: Mapping[str, Any]) -> Json:
+    """The resource with its elements in the order of FHIR, checked against the R4 model.
 
-
-def _checked(resource: Mapping[str, Any]) -> Json:
-    """The resource with its elements in the order of FHIR, checked against the R4 model."""
+    Raises UsageError where it is no valid R4 resource.
+    """
     name = str(resource.get("resourceType", ""))
     try:
         model_class = get_fhir_model_class(name)
@@ -118,28 +258,67 @@ def _contained(study: Study) -> list[Json]:
     return [device, {"resourceType": "Organization", "id": "reporter", "active": True, "name": _text(study.reporter)}]
 
 
-def _group(figures: Figures, group: Mapping[str, Any]) -> Json:
-    group_id = group["id"]
-    row = _overall(figures, group_id)
-    initial = _initial_population(figures, row)
-    proportion = _is_proportion(group)
-    notation = _extension(group, f"{_CQM}/cqm-improvementNotation")
+def _parameters(study: Study) -> Json:
+    """Every choice and threshold the figures were made with, as a Parameters resource."""
+    values = study.parameters
+    return {
+        "resourceType": "Parameters",
+        "id": "parameters",
+        "parameter": [
+            _parameter(field.name, value)
+            for field in fields(values)
+            if (value := getattr(values, field.name)) not in (None, "", {})
+        ],
+    }
+
+
+def _parameter(name: str, value: object) -> Json:
+    match value:
+        case bool():
+            return {"name": name, "valueBoolean": value}
+        case int():
+            return {"name": name, "valueInteger": value}
+        case date():
+            return {"name": name, "valueDate": value.isoformat()}
+        case dict():
+            return {"name": name, "part": [_parameter(key, value[key]) for key in sorted(value)]}
+    return {"name": name, "valueString": _text(str(value))}
+
+
+def _completeness(study: Study) -> Json:
+    """Whether everything asked for came, as an OperationOutcome; of a partial pull with what is missing."""
+    text, severity, code = (
+        ("Complete: every record asked for came from the source.", "information", "informational")
+        if study.complete
+        else (_partial(study), "warning", "incomplete")
+    )
+    issue = {"severity": severity, "code": code, "details": {"text": text}}
+    return {"resourceType": "OperationOutcome", "id": "completeness", "issue": [issue]}
+
+
+def _frame(group: Mapping[str, Any], profiles: Family) -> Json:
+    """What a group has in every kind of report."""
+    notation = _extension(group, f"{CQM}/cqm-improvementNotation")
     extensions: list[Json] = [
-        _link_id("group", group_id),
-        {"url": f"{_DEQM}/deqm-measureScoring", **_extension(group, f"{_CQM}/cqm-scoring")},
+        _link_id("group", group["id"]),
+        {"url": profiles.scoring, **_extension(group, f"{CQM}/cqm-scoring")},
     ]
     if notation:
-        extensions.append({"url": f"{_DEQM}/deqm-groupImprovementNotation", **notation})
-    extensions.append({"url": f"{_CORE}/measurereport-populationDescription", "valueMarkdown": group["code"]["text"]})
+        extensions.append({"url": profiles.notation, **notation})
+    extensions.append({"url": f"{CORE}/measurereport-populationDescription", "valueMarkdown": group["code"]["text"]})
+    return {"id": group["id"], "extension": extensions, "code": group["code"]}
+
+
+def _group(figures: Figures, group: Mapping[str, Any], profiles: Family) -> Json:
+    row = _overall(figures, group["id"])
+    initial = _initial_population(figures, row)
     built: Json = {
-        "id": group_id,
-        "extension": extensions,
-        "code": group["code"],
+        **_frame(group, profiles),
         "population": [
             {"id": population["id"], **_population("group.population", population, row, initial)}
             for population in group["population"]
         ],
-        **_score(row, proportion=proportion),
+        **_score(row, proportion=_is_proportion(group)),
     }
     # who was treated is known for the group only: where some could not be judged, the strata leave that count out
     known = initial == row.N
@@ -148,6 +327,86 @@ def _group(figures: Figures, group: Mapping[str, Any]) -> Json:
             _stratifier(figures, group, stratifier, initial_known=known) for stratifier in group["stratifier"]
         ]
     return built
+
+
+def _group_of_members(group: Mapping[str, Any], members: Sequence[Member], profiles: Family) -> Json:
+    """A group with the counts of one child, and the strata it is in."""
+    built: Json = {
+        **_frame(group, profiles),
+        "population": [
+            {"id": population["id"], **_population_of_members("group.population", population, members)}
+            for population in group["population"]
+        ],
+        **_score_of_members(group, members),
+    }
+    stratifiers = [_stratifier_of_members(group, stratifier, members) for stratifier in group.get("stratifier", ())]
+    return {**built, "stratifier": stratifiers} if stratifiers else built
+
+
+def _stratifier_of_members(group: Mapping[str, Any], stratifier: Mapping[str, Any], members: Sequence[Member]) -> Json:
+    name = stratifier["code"]["coding"][0]["code"]
+    strata = []
+    for value in sorted({member.strata[name] for member in members if name in member.strata}):
+        own = [member for member in members if member.strata.get(name) == value]
+        strata.append(
+            {
+                "value": _value(name, value),
+                "population": [
+                    _population_of_members("group.stratifier.stratum.population", p, own) for p in group["population"]
+                ],
+                **_score_of_members(group, own),
+            }
+        )
+    built = _stratifier_frame(stratifier)
+    return {**built, "stratum": strata} if strata else built
+
+
+def _population_of_members(path: str, population: Mapping[str, Any], members: Sequence[Member]) -> Json:
+    return {
+        "extension": [_link_id(path, population["id"])],
+        "code": population["code"],
+        "count": sum(_is_in(member, population) for member in members),
+    }
+
+
+def _score_of_members(group: Mapping[str, Any], members: Sequence[Member]) -> Json:
+    """n/N of one child; without an interval, since one child is no sample."""
+    judged = [member for member in members if member.evaluable]
+    if not judged or not _is_proportion(group):
+        return {}
+    return {"measureScore": {"value": _decimal(sum(member.effect for member in judged) / len(judged))}}
+
+
+def _is_in(member: Member, population: Mapping[str, Any]) -> bool:
+    return {"initial-population": True, "denominator": member.evaluable, "numerator": member.effect}[_code(population)]
+
+
+def _evaluated(members: Sequence[Member], measure: Mapping[str, Any]) -> list[Json]:
+    """Every resource that a count of a child rests on, with the populations it was counted in."""
+    populations = {group["id"]: group["population"] for group in measure["group"]}
+    criteria: dict[str, list[str]] = defaultdict(list)
+    for member in members:
+        for key in member.sources:
+            criteria[key] += [p["id"] for p in populations.get(member.group, ()) if _is_in(member, p)]
+    return [
+        {
+            "extension": [
+                {"url": f"{CORE}/cqf-criteriaReference", "valueString": name} for name in dict.fromkeys(criteria[key])
+            ],
+            "reference": key,
+        }
+        for key in sorted(criteria)
+        if criteria[key]
+    ]
+
+
+def _shape(value: object) -> object:
+    """What stays of a report without its values: elements, and what kind of value each holds."""
+    if isinstance(value, Mapping):
+        return frozenset((key, _shape(inner)) for key, inner in value.items())
+    if isinstance(value, list):
+        return (list, frozenset(_shape(inner) for inner in value))
+    return type(value)
 
 
 def _stratifier(
@@ -169,14 +428,16 @@ def _stratifier(
         }
         for row in figures.strata(group["id"], name)
     ]
-    built: Json = {
+    built = _stratifier_frame(stratifier)
+    return {**built, "stratum": strata} if strata else built
+
+
+def _stratifier_frame(stratifier: Mapping[str, Any]) -> Json:
+    return {
         "id": stratifier["id"],
         "extension": [_link_id("group.stratifier", stratifier["id"])],
         "code": [stratifier["code"]],
     }
-    if strata:
-        built["stratum"] = strata
-    return built
 
 
 def _population(path: str, population: Mapping[str, Any], row: Result, initial: int) -> Json:
@@ -202,7 +463,7 @@ def _score(row: Result, *, proportion: bool) -> Json:
                         {"url": "confidence", "valueDecimal": CONFIDENCE},
                         {"url": "interval", "valueRange": interval},
                     ],
-                    "url": f"{_CORE}/quantity-confidenceInterval",
+                    "url": f"{CORE}/quantity-confidenceInterval",
                 }
             ],
             **score,
@@ -233,7 +494,7 @@ def _initial_population(figures: Figures, row: Result) -> int:
 
 
 def _is_proportion(group: Mapping[str, Any]) -> bool:
-    scoring = _extension(group, f"{_CQM}/cqm-scoring")
+    scoring = _extension(group, f"{CQM}/cqm-scoring")
     return bool(scoring["valueCodeableConcept"]["coding"][0]["code"] == "proportion")
 
 
@@ -279,6 +540,22 @@ def _narrative(figures: Figures, study: Study, measure: Mapping[str, Any]) -> st
             key = stratifier["code"]["coding"][0]["code"]
             name = STRATIFIERS.get(key, key)
             lines.extend(_narrative_row(f"– {name}: {r.stratum}", r) for r in figures.strata(group["id"], key) if r.N)
+    return f'<div xmlns="http://www.w3.org/1999/xhtml">{"".join(lines)}</tbody></table></div>'
+
+
+def _narrative_of_child(members: Sequence[Member], study: Study, measure: Mapping[str, Any]) -> str:
+    """What one child counts for, as a table."""
+    period = f"{study.start.isoformat()} to {study.end.isoformat()}"
+    heads = "".join(f"<th>{head}</th>" for head in ("Group", "Counted", "Evaluable", "With effect"))
+    lines = [f"<p>{_escaped(measure['title'])}: one child. Diagnosed {period}.</p>"]
+    lines.append(f"<table><thead><tr>{heads}</tr></thead><tbody>")
+    for group in measure["group"]:
+        own = [member for member in members if member.group == group["id"]]
+        counts = [len(own)]
+        if _is_proportion(group):
+            counts += [sum(member.evaluable for member in own), sum(member.effect for member in own)]
+        cells = "".join(f"<td>{count}</td>" for count in counts)
+        lines.append(f"<tr><td>{_escaped(group['code']['text'])}</td>{cells}</tr>")
     return f'<div xmlns="http://www.w3.org/1999/xhtml">{"".join(lines)}</tbody></table></div>'
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from crmo_fhir.metrics.describe import compute_cohort, compute_foci, compute_lines
+from crmo_fhir.metrics.members import compute_members
 from crmo_fhir.metrics.response import compute_courses, compute_patients
 from crmo_fhir.model.parameters import Parameters
 from crmo_fhir.model.results import Result
@@ -11,6 +12,8 @@ from crmo_fhir.model.tables import rows_of
 
 if TYPE_CHECKING:
     import pandas as pd
+
+__all__ = ["compute_members", "compute_results"]
 
 
 def compute_results(tables: "Mapping[str, pd.DataFrame]", parameters: Parameters) -> list[Result]:

@@ -6,7 +6,7 @@ stand its second readings: treated, not evaluable, worst and best case, intentio
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from crmo_fhir.fhir.dates import add_months
@@ -22,11 +22,16 @@ NO_AGENT = "none"
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One thing counted, a child or a course: its answer (None: not evaluable) and the strata it is in."""
+    """One thing counted, a child or a course: whose it is, its answer (None: not evaluable), the strata it is in.
 
+    `courses` are those its answer was read from.
+    """
+
+    person: str
     effect: bool | None
     failed_unjudged: bool
     strata: dict[str, str]
+    courses: tuple[Row, ...] = ()
 
 
 def _strata(patient: Row, course: Row | None) -> dict[str, str]:
@@ -39,53 +44,82 @@ def _strata(patient: Row, course: Row | None) -> dict[str, str]:
     }
 
 
+def derive_children(
+    drug_class: str, patients: Sequence[Row], courses: Sequence[Row], parameters: Parameters
+) -> list[Unit]:
+    """The children treated with a class, each with the clinical effect of it."""
+    own, everything = _of_class(courses, drug_class), _by_person(courses)
+    return [
+        _child(p, own[p["person"]], everything[p["person"]], drug_class, parameters)
+        for p in patients
+        if p["person"] in own
+    ]
+
+
+def derive_whole_cohort(treated: Sequence[Unit], patients: Sequence[Row]) -> list[Unit]:
+    """Every child of the cohort, without an effect where it was not treated or not judged (the NSAID row as published)."""
+    units = {unit.person: unit for unit in treated}
+    everyone = [units.get(p["person"]) or Unit(p["person"], None, False, _strata(p, None)) for p in patients]
+    return [replace(unit, effect=bool(unit.effect), failed_unjudged=False) for unit in everyone]
+
+
+def derive_courses(drug_class: str, patients: Sequence[Row], courses: Sequence[Row]) -> list[Unit]:
+    """The courses of a class, each with its clinical effect."""
+    own, by_key = _of_class(courses, drug_class), {p["person"]: p for p in patients}
+    return [_course(by_key[person], course) for person in sorted(own) for course in own[person]]
+
+
+def derive_mri(drug_class: str, patients: Sequence[Row], courses: Sequence[Row]) -> list[Unit]:
+    """The courses of a class, each with its change on MRI."""
+    own, by_key = _of_class(courses, drug_class), {p["person"]: p for p in patients}
+    return [
+        Unit(
+            person,
+            None if c["mri"] is None else c["mri"] == "regression",
+            False,
+            _strata(by_key[person], c),
+            (c,),
+        )
+        for person in sorted(own)
+        for c in own[person]
+    ]
+
+
 def compute_patients(
     prefix: str, drug_class: str, patients: Sequence[Row], courses: Sequence[Row], parameters: Parameters
 ) -> list[Result]:
     """The clinical effect of a class counted by children, and its MRI effect counted by courses."""
-    own = _of_class(courses, drug_class)
-    everything = _by_person(courses)
-    treated = [p for p in patients if p["person"] in own]
-    units = {p["person"]: _child(p, own[p["person"]], everything[p["person"]], drug_class, parameters) for p in treated}
-    group = f"{prefix}-clinical"
-    flag = _orders_note(own)
+    treated = derive_children(drug_class, patients, courses, parameters)
+    group, flag = f"{prefix}-clinical", _orders_note(_of_class(courses, drug_class))
+    readings = _readings(group, "patient", treated, parameters.interval, flag)
     if drug_class == "NSAID":
         # as published: every child of the cohort is in the denominator; the exposed are the second reading
-        judged = {
-            p["person"]: Unit(bool(u and u.effect), False, u.strata if u else _strata(p, None))
-            for p in patients
-            for u in [units.get(p["person"])]
-        }
-        rows = _group(group, "patient", list(judged.values()), parameters.interval, flag)
-        rows += _group(
-            f"{group}-exposed",
-            "patient",
-            [Unit(bool(u.effect), False, u.strata) for u in units.values()],
-            parameters.interval,
-            flag,
-        )
-        evaluated = [u for p in treated for u in [units[p["person"]]]]
-        rows += _readings(group, "patient", evaluated, parameters.interval, flag)
-        return rows
-    rows = _group(group, "patient", list(units.values()), parameters.interval, flag)
-    rows += _readings(group, "patient", list(units.values()), parameters.interval, flag)
-    return rows + _mri(prefix, patients, own, parameters.interval, flag)
+        exposed = [replace(unit, effect=bool(unit.effect), failed_unjudged=False) for unit in treated]
+        return [
+            *_group(group, "patient", derive_whole_cohort(treated, patients), parameters.interval, flag),
+            *_group(f"{group}-exposed", "patient", exposed, parameters.interval, flag),
+            *readings,
+        ]
+    return [
+        *_group(group, "patient", treated, parameters.interval, flag),
+        *readings,
+        *_mri(prefix, derive_mri(drug_class, patients, courses), parameters.interval, flag),
+    ]
 
 
 def compute_courses(
     prefix: str, drug_class: str, patients: Sequence[Row], courses: Sequence[Row], parameters: Parameters
 ) -> list[Result]:
     """The clinical and MRI effect of a class counted by courses, and the clinical effect by children."""
-    own = _of_class(courses, drug_class)
-    by_key = {p["person"]: p for p in patients}
-    flag = _orders_note(own)
-    units = [_course(by_key[person], course) for person in sorted(own) for course in own[person]]
-    group = f"{prefix}-clinical"
-    rows = _group(group, "course", units, parameters.interval, flag)
-    rows += _readings(group, "course", units, parameters.interval, flag)
-    children = [_any_course(by_key[person], own[person]) for person in sorted(own)]
-    rows += _group(f"{group}-patients", "patient", children, parameters.interval, flag, cuts=False)
-    return rows + _mri(prefix, patients, own, parameters.interval, flag)
+    units = derive_courses(drug_class, patients, courses)
+    children = derive_children(drug_class, patients, courses, parameters)
+    group, flag = f"{prefix}-clinical", _orders_note(_of_class(courses, drug_class))
+    return [
+        *_group(group, "course", units, parameters.interval, flag),
+        *_readings(group, "course", units, parameters.interval, flag),
+        *_group(f"{group}-patients", "patient", children, parameters.interval, flag, cuts=False),
+        *_mri(prefix, derive_mri(drug_class, patients, courses), parameters.interval, flag),
+    ]
 
 
 def _of_class(courses: Sequence[Row], drug_class: str) -> dict[str, list[Row]]:
@@ -105,7 +139,9 @@ def _orders_note(own: dict[str, list[Row]]) -> str:
 
 def _course(patient: Row, course: Row) -> Unit:
     effect = course["effect"] == "sufficient" if course["evaluable"] else None
-    return Unit(effect, effect is None and _failed_unjudged(course), _strata(patient, course))
+    return Unit(
+        course["person"], effect, effect is None and _failed_unjudged(course), _strata(patient, course), (course,)
+    )
 
 
 def _failed_unjudged(course: Row) -> bool:
@@ -118,7 +154,8 @@ def _any_course(patient: Row, courses: list[Row]) -> Unit:
     sufficient = [c for c in evaluable if c["effect"] == "sufficient"]
     deciding = (sufficient or evaluable or courses)[-1]
     effect = bool(sufficient) if evaluable else None
-    return Unit(effect, effect is None and any(_failed_unjudged(c) for c in courses), _strata(patient, deciding))
+    failed = effect is None and any(_failed_unjudged(c) for c in courses)
+    return Unit(patient["person"], effect, failed, _strata(patient, deciding), tuple(courses))
 
 
 def _child(patient: Row, own: list[Row], everything: list[Row], drug_class: str, parameters: Parameters) -> Unit:
@@ -202,13 +239,7 @@ def _readings(group: str, unit: str, units: Sequence[Unit], interval: str, note:
     ]
 
 
-def _mri(prefix: str, patients: Sequence[Row], own: dict[str, list[Row]], interval: str, note: str) -> list[Result]:
-    by_key = {p["person"]: p for p in patients}
-    units = [
-        Unit(None if c["mri"] is None else c["mri"] == "regression", False, _strata(by_key[person], c))
-        for person in sorted(own)
-        for c in own[person]
-    ]
+def _mri(prefix: str, units: Sequence[Unit], interval: str, note: str) -> list[Result]:
     group = f"{prefix}-mri"
     return [
         *_group(group, "MRI-evaluated course", units, interval, note),

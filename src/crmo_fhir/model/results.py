@@ -1,5 +1,6 @@
 """The Result row: one statistic, before any output (`results.csv` is exactly these rows)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -37,3 +38,19 @@ COLUMNS = (
     "ci_method",
     "note",
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One thing that a group counts (a child, a course or a focus), the child it is of, and the resources it rests on.
+
+    It is in the initial population; in the denominator where `evaluable`, in the numerator where `effect`. `strata` are its
+    values by stratifier, `sources` the keys (`Type/id`) of the resources.
+    """
+
+    group: str
+    person: str
+    evaluable: bool
+    effect: bool
+    strata: Mapping[str, str]
+    sources: tuple[str, ...]

@@ -1,0 +1,82 @@
+"""Who and what a group of the Measure counts: the same units as the figures, one by one, with their resources."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from crmo_fhir.metrics.describe import Row, sapho_of
+from crmo_fhir.metrics.response import Unit, derive_children, derive_courses, derive_mri, derive_whole_cohort
+from crmo_fhir.model.parameters import Parameters
+from crmo_fhir.model.results import Member
+from crmo_fhir.model.tables import rows_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def compute_members(tables: "Mapping[str, pd.DataFrame]", parameters: Parameters) -> list[Member]:
+    """Every child, course and focus counted, by group in a fixed order and by child.
+
+    `tables` are those of STUDY/cohort. The members of a group in its initial population, denominator and numerator are as
+    many as the overall row of `compute_results` says.
+    """
+    patients = rows_of(tables["patients"])
+    foci = rows_of(tables["foci"])
+    courses = rows_of(tables["courses"])
+    kinds = {row["assessment"]: row["kind"] for row in rows_of(tables["assessments"])}
+
+    def judged(group: str, kind: str, units: Sequence[Unit]) -> list[Member]:
+        return [
+            Member(
+                group,
+                unit.person,
+                evaluable=unit.effect is not None,
+                effect=bool(unit.effect),
+                strata=unit.strata,
+                sources=_sources(unit, kind, kinds),
+            )
+            for unit in units
+        ]
+
+    nsaid = derive_children("NSAID", patients, courses, parameters)
+    members = [
+        *(_child(p) for p in patients),
+        *_foci(foci),
+        *judged("nsaid-clinical", "clinical", derive_whole_cohort(nsaid, patients)),
+        *judged("mtx-clinical", "clinical", derive_children("MTX", patients, courses, parameters)),
+        *judged("tnfi-clinical", "clinical", derive_courses("TNF", patients, courses)),
+        *judged("mtx-mri", "mri", derive_mri("MTX", patients, courses)),
+        *judged("tnfi-mri", "mri", derive_mri("TNF", patients, courses)),
+    ]
+    order = {group: place for place, group in enumerate(dict.fromkeys(member.group for member in members))}
+    return sorted(members, key=lambda member: (order[member.group], member.person))
+
+
+def _child(patient: Row) -> Member:
+    strata = {
+        "sex": patient["sex"],
+        "focality": patient["focality"],
+        "sapho": sapho_of(patient),
+        "sapho-at-diagnosis": patient["sapho_at_diagnosis"],
+    }
+    return Member("cohort", patient["person"], True, True, strata, tuple(patient["sources"]))
+
+
+def _foci(foci: Sequence[Row]) -> list[Member]:
+    sources: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for row in foci:
+        sources[row["person"], row["bone"], row["side"] or ""].extend(row["sources"])
+    return [
+        Member("foci", person, True, True, {"bone": bone}, tuple(dict.fromkeys(keys)))
+        for (person, bone, _), keys in sorted(sources.items())
+    ]
+
+
+def _sources(unit: Unit, kind: str, kinds: Mapping[str, str]) -> tuple[str, ...]:
+    """The keys of the medication resources of its courses, and of the judgements of this kind attributed to them."""
+    keys = [
+        key
+        for course in unit.courses
+        for key in (*course["sources"], *(a for a in course["assessments"] if kinds.get(a) == kind))
+    ]
+    return tuple(sorted(set(keys)))
