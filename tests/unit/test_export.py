@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crmo_fhir.errors import IncompleteError, IntegrityError, UsageError
-from crmo_fhir.export.measure_report import build_measure_report, library_json, measure_json, to_json
+from crmo_fhir.export.measure_report import build_measure_report, checked, to_json
 from crmo_fhir.export.report import report_html
 from crmo_fhir.export.results import read_results, results_csv
 from crmo_fhir.export.table1 import TREATMENT_GROUPS, compare, round_half_away, table1_csv
@@ -320,15 +320,15 @@ def test_the_library_defines_what_the_measure_names() -> None:
 
 
 def test_artifacts_are_written_as_they_ship() -> None:
-    assert json.loads(measure_json(MEASURE)) == MEASURE
-    assert json.loads(library_json(LIBRARY)) == LIBRARY
+    assert json.loads(to_json(checked(MEASURE))) == MEASURE
+    assert json.loads(to_json(checked(LIBRARY))) == LIBRARY
 
 
 def test_an_artifact_that_is_no_fhir_is_refused() -> None:
     with pytest.raises(UsageError, match="the Measure is not valid FHIR R4 at group"):
-        measure_json({**MEASURE, "group": [{"population": [{"count": 1}]}]})
+        checked({**MEASURE, "group": [{"population": [{"count": 1}]}]})
     with pytest.raises(UsageError, match="no FHIR R4 resource type"):
-        measure_json({"resourceType": "Nothing"})
+        checked({"resourceType": "Nothing"})
 
 
 # ---- MeasureReport ----
@@ -382,7 +382,8 @@ def test_identity_and_dates_come_from_the_study() -> None:
     assert report["identifier"][0]["system"] == "https://crmo-fhir.org/measure-report"
     assert report["id"] == f"crmo-{report['identifier'][0]['value'][:32]}"
     assert report["reporter"] == {"reference": "#reporter"}
-    assert [r["id"] for r in report["contained"]] == ["crmo-fhir", "reporter"]
+    names = [r["id"] for r in report["contained"]]
+    assert names == ["crmo-fhir", "reporter", "parameters", "completeness"]
     assert not {"evaluatedResource", "subject"} & set(report)
     other = build_measure_report(EMPTY, replace(STUDY, data_lock=None, program_version="9"), MEASURE)
     assert other["identifier"] == report["identifier"], "the identity is measure, version, period and reporter"
@@ -390,7 +391,20 @@ def test_identity_and_dates_come_from_the_study() -> None:
     named = build_measure_report(RESULTS, replace(STUDY, reporter_reference="Organization/7"), MEASURE)
     assert named["identifier"] != report["identifier"]
     assert named["reporter"] == {"reference": "Organization/7"}
-    assert [r["id"] for r in named["contained"]] == ["crmo-fhir"]
+    assert [r["id"] for r in named["contained"]] == ["crmo-fhir", "parameters", "completeness"]
+
+
+def test_the_report_states_its_parameters_and_whether_it_is_whole() -> None:
+    report = build_measure_report(RESULTS, STUDY, MEASURE)
+    contained = {r["id"]: r for r in report["contained"]}
+    given = {p["name"]: p for p in contained["parameters"]["parameter"]}
+    assert given["gap_days"] == {"name": "gap_days", "valueInteger": STUDY.parameters.gap_days}
+    assert given["infusion_interval_days"]["part"] == [{"name": "infliximab", "valueInteger": 56}]
+    assert [i["severity"] for i in contained["completeness"]["issue"]] == ["information"]
+    partial = build_measure_report(RESULTS, replace(STUDY, complete=False, ledger={"refused": 3}), MEASURE)
+    issue = next(r for r in partial["contained"] if r["id"] == "completeness")["issue"][0]
+    assert (partial["status"], issue["severity"], issue["code"]) == ("pending", "warning", "incomplete")
+    assert "refused 3" in issue["details"]["text"]
 
 
 def test_the_narrative_says_the_counts_in_words() -> None:

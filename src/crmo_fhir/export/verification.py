@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 from math import isclose
 from typing import Any
 
-from crmo_fhir.errors import IntegrityError
+from crmo_fhir.errors import IntegrityError, UsageError
 from crmo_fhir.export.measure_report import checked
 from crmo_fhir.export.r5 import checked_r5
 from crmo_fhir.export.results import read_results
@@ -111,6 +111,8 @@ def _canonicals(measure: Json, library: Json, report: Json) -> Relations:
         report["measure"] == f"{measure['url']}|{measure['version']}",
         "is not the Measure (url and version) of the report",
     )
+    yield report["type"] == "summary", "the report beside it is no summary"
+    yield report["status"] in ("complete", "pending"), "the report beside it has no status of a result"
     yield measure["library"] == [f"{library['url']}|{library['version']}"], "its Library is not the one beside it"
 
 
@@ -225,8 +227,12 @@ def _inner_references(value: object) -> Iterator[str]:
 
 def _validity(resource: Json) -> Relations:
     """FHIR by the model of its version; the validator of the tests knows the profiles too."""
-    (checked_r5 if _is_r5(resource) else checked)(resource)
-    yield True, "valid FHIR"
+    try:
+        (checked_r5 if _is_r5(resource) else checked)(resource)
+    except UsageError as error:
+        yield False, str(error).split(";")[0]
+    else:
+        yield True, ""
 
 
 def _is_r5(resource: Json) -> bool:
