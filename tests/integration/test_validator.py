@@ -53,9 +53,14 @@ BROKEN: dict[str, Callable[[dict[str, Any]], None]] = {
 }
 
 
+FORMS = {"us": pipeline.Form(deqm="us", individual=True), "uv": pipeline.Form(individual=True)}
+CHILDREN = 3
+"""So many reports of single children are validated; they are all made alike."""
+
+
 @pytest.fixture(scope="session")
 def written(demo_study, tmp_path_factory) -> Path:
-    """What the program writes for three cohorts, and reports spoilt on purpose."""
+    """What the program writes for several cohorts and in both families, and reports spoilt on purpose."""
     folder = tmp_path_factory.mktemp("written")
     for name in ("measure.json", "library.json"):
         shutil.copy(demo_study / name, folder)
@@ -65,6 +70,13 @@ def written(demo_study, tmp_path_factory) -> Path:
         pipeline.extract(str(DEMONSTRATION), study, Parameters(since=since, until=until))
         pipeline.measure(study)
         shutil.copy(study / "measure-report.json", folder / f"{name}.json")
+    study = Path(shutil.copytree(demo_study, tmp_path_factory.mktemp("forms") / "study"))
+    for name, form in FORMS.items():
+        pipeline.measure(study, form=form)
+        shutil.copy(study / "measure-report.json", folder / f"{name}-summary.json")
+        shutil.copy(study / "subject-list-report.json", folder / f"{name}-subject-list.json")
+        for number, line in enumerate((study / "individual-reports.ndjson").read_text("utf-8").splitlines()[:CHILDREN]):
+            (folder / f"{name}-child-{number}.json").write_text(line, encoding="utf-8")
     report = json.loads((demo_study / "measure-report.json").read_text(encoding="utf-8"))
     for name, spoil in BROKEN.items():
         broken = deepcopy(report)
@@ -74,20 +86,64 @@ def written(demo_study, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def findings(written, tmp_path_factory) -> dict[str, Findings]:
-    """What the validator says of every file, in one run."""
+def needed() -> None:
+    """Skip where tools are missing, unless this run must not."""
     missing = [tool for tool in ("java", "mvn") if shutil.which(tool) is None]
     if missing and not required("validator"):
         pytest.skip(f"the FHIR validator needs {' and '.join(missing)}")
+
+
+@pytest.fixture(scope="session")
+def findings(needed, written, tmp_path_factory) -> dict[str, Findings]:
+    """What the validator says of every file, in one run."""
     artifacts = tmp_path_factory.mktemp("artifacts")
     for name in ("measure.json", "library.json"):
         shutil.copy(written / name, artifacts)
     return validate(sorted(written.iterdir()), [artifacts])
 
 
-@pytest.mark.parametrize("name", ["measure", "library", "demonstration", *WINDOWS])
+@pytest.fixture(scope="session")
+def findings_in_r5(needed, demo_study, tmp_path_factory) -> dict[str, Findings]:
+    """The same of what is written in R5, and of one report that is spoilt."""
+    folder, study = tmp_path_factory.mktemp("r5"), tmp_path_factory.mktemp("study-r5") / "study"
+    shutil.copytree(demo_study, study)
+    pipeline.measure(study, form=pipeline.Form(fhir_version="R5", individual=True))
+    for name in ("measure.json", "library.json", "measure-report.json", "subject-list-report.json"):
+        shutil.copy(study / name, folder)
+    for number, line in enumerate((study / "individual-reports.ndjson").read_text("utf-8").splitlines()[:CHILDREN]):
+        (folder / f"child-{number}.json").write_text(line, encoding="utf-8")
+    report = json.loads((study / "measure-report.json").read_text(encoding="utf-8"))
+    del report["period"]
+    (folder / "without-period.json").write_text(json.dumps(report), encoding="utf-8")
+    report = json.loads((study / "measure-report.json").read_text(encoding="utf-8"))
+    report["group"][0]["measureScore"] = report["group"][0].pop("measureScoreQuantity")
+    (folder / "as-in-r4.json").write_text(json.dumps(report), encoding="utf-8")
+    artifacts = tmp_path_factory.mktemp("artifacts-r5")
+    for name in ("measure.json", "library.json"):
+        shutil.copy(folder / name, artifacts)
+    return validate(sorted(folder.iterdir()), [artifacts], r5=True)
+
+
+VALID = [
+    *("measure", "library", "demonstration", *WINDOWS),
+    *(f"{family}-{kind}" for family in FORMS for kind in ("summary", "subject-list")),
+    *(f"{family}-child-{number}" for family in FORMS for number in range(CHILDREN)),
+]
+VALID_IN_R5 = [
+    *("measure", "library", "measure-report", "subject-list-report"),
+    *(f"child-{number}" for number in range(CHILDREN)),
+]
+
+
+@pytest.mark.parametrize("name", VALID)
 def test_what_is_written_is_valid(findings, name):
     found = findings[f"{name}.json"]
+    assert found.errors == 0, "\n".join(found.lines)
+
+
+@pytest.mark.parametrize("name", VALID_IN_R5)
+def test_what_is_written_in_r5_is_valid(findings_in_r5, name):
+    found = findings_in_r5[f"{name}.json"]
     assert found.errors == 0, "\n".join(found.lines)
 
 
@@ -96,6 +152,11 @@ def test_the_validator_finds_what_is_broken(findings, name):
     found = findings[f"{name}.json"]
     assert found.errors > 0
     assert any(line.startswith("ERROR") for line in found.lines)
+
+
+@pytest.mark.parametrize("name", ["without-period", "as-in-r4"])
+def test_the_validator_finds_what_is_broken_in_r5(findings_in_r5, name):
+    assert findings_in_r5[f"{name}.json"].errors > 0
 
 
 def test_the_cohorts_are_what_they_are_meant_to_be(written):

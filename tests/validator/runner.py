@@ -28,14 +28,15 @@ def build() -> None:
         FETCHED.touch()
 
 
-def validate(files: Iterable[Path], folders: Iterable[Path]) -> dict[str, Findings]:
-    """The findings of each file, by its name. `folders` hold the Measure and Library; the profiles are always there.
+def validate(files: Iterable[Path], folders: Iterable[Path], *, r5: bool = False) -> dict[str, Findings]:
+    """The findings of each file, by its name. `folders` hold the Measure and Library.
 
-    One run for all files, because the start is what costs. Raises RuntimeError where the run ends before the last file.
+    R4 files are held against the profiles too, R5 files against R5 itself. One run for all files, because the start is what costs. Raises RuntimeError where the run ends before the last file.
     """
     build()
     paths = list(files)
-    options = [part for folder in (HERE / "profiles", *folders) for part in ("-d", str(folder))]
+    known = folders if r5 else (HERE / "profiles", *folders)
+    options = [*(["-r5"] if r5 else []), *(part for folder in known for part in ("-d", str(folder)))]
     java = ("java", "-Xmx1500m", "-XX:+UseSerialGC", "-Duser.timezone=UTC", "-cp", f"{LIBRARIES}/*")
     ran = subprocess.run(
         [*java, str(HERE / "Validate.java"), *options, *map(str, paths)],
