@@ -187,10 +187,9 @@ def identify(resource: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """The search parameters that find a resource and no other. Raises IncompleteError where it has nothing to go by."""
     name = resource.get("resourceType")
     if name in _PARAMETERS and resource.get("url") and resource.get("version"):
-        return (("url", str(resource["url"])), ("version", str(resource["version"])))
-    for identifier in _objects(resource.get("identifier")):
-        if identifier.get("system") and identifier.get("value"):
-            return (("identifier", f"{identifier['system']}|{identifier['value']}"),)
+        return (("url", _escaped(resource["url"])), ("version", _escaped(resource["version"])))
+    for token in _tokens(resource):
+        return (("identifier", token),)
     raise IncompleteError(f"the {name} has no identity to find it by on a server; run `crmo-fhir measure` again")
 
 
@@ -201,7 +200,7 @@ def find_held(client: FhirClient, name: str, identity: tuple[tuple[str, str], ..
     """
     found = {match.id: match for match in search(client, name, identity, fresh=True)}
     for match in found.values():
-        if identify(match.resource) != identity and not _has_identifier(match.resource, identity):
+        if identify(match.resource) != identity and identity[0][1] not in _tokens(match.resource):
             raise IncompleteError(
                 f"{client.host}, {name}: the server does not filter by {identity[0][0]}; ask its vendor"
             )
@@ -211,15 +210,21 @@ def find_held(client: FhirClient, name: str, identity: tuple[tuple[str, str], ..
     return next((_held(match.resource) for match in found.values()), None)
 
 
-def _has_identifier(resource: Mapping[str, Any], identity: tuple[tuple[str, str], ...]) -> bool:
-    held = {f"{one.get('system')}|{one.get('value')}" for one in _objects(resource.get("identifier"))}
-    return identity[0][0] == "identifier" and identity[0][1] in held
+def _tokens(resource: Mapping[str, Any]) -> list[str]:
+    """The identifiers as a search takes them: system and value."""
+    found = _objects(resource.get("identifier"))
+    return [f"{_escaped(one['system'])}|{_escaped(one['value'])}" for one in found if {"system", "value"} <= one.keys()]
+
+
+def _escaped(value: object) -> str:
+    r"""A value as a search parameter takes it (FHIR R4 search, escaping): `,` would part two, `|` system and code."""
+    return re.sub(r"([\\,$|])", r"\\\1", str(value))
 
 
 def _held(resource: Json) -> Held:
     meta = resource.get("meta")
     version = meta.get("versionId") if isinstance(meta, dict) else None
-    return Held(str(resource.get("id", "")), version if references.is_id(version) else "", resource)
+    return Held(str(resource.get("id", "")), str(version) if references.is_id(version) else "", resource)
 
 
 def _read(client: FhirClient, name: str, identity: str) -> Held | None:
@@ -565,7 +570,7 @@ def _completed(request: Request, known: Mapping[tuple[tuple[str, str], ...], str
 def _send(client: FhirClient, request: Request) -> Answer | None:
     """Send once; None where the answer was lost."""
     try:
-        return client.send(request.method, request.url, request.body.encode(), request.headers)
+        return client.send(request.method, request.url or client.base, request.body.encode(), request.headers)
     except LostError as error:
         client.tell(f"{error}; looking what is there")
         return None

@@ -548,6 +548,8 @@ class FhirClient:
     def shown(self, url: str) -> str:
         """The first part of a path below the base, where we have asked for it: a type or operation, no id and no query."""
         part = self._part(url)
+        if url == self.base:
+            return "transaction"
         return part if part in self._asked and re.fullmatch(r"\$?[A-Za-z_-]{1,40}", part) else "a page"
 
     def _part(self, url: str) -> str:
