@@ -632,13 +632,23 @@ def diff(earlier: Path, later: Path, out: Path | None) -> None:
 @click.option("--confirm", metavar="SHA256", default="", help="Write what the dry run showed under this hash.")
 @click.option("--withdraw", is_flag=True, help="Take back what was published: its status becomes `error`.")
 @click.option(
+    "--observations", is_flag=True, help="Also the effects that the study attributed to treatments, on the patients."
+)
+@click.option(
     "--over", metavar="TYPE/ID/_history/V", multiple=True, help="This version, by somebody else, may be replaced."
 )
 @_mappings
 @_reach_options
 @_quiet
 def publish(
-    study: Path, to: str | None, confirm: str, withdraw: bool, over: tuple[str, ...], quiet: bool, **options: Any
+    study: Path,
+    to: str | None,
+    confirm: str,
+    withdraw: bool,
+    observations: bool,
+    over: tuple[str, ...],
+    quiet: bool,
+    **options: Any,
 ) -> None:
     """Write the MeasureReport of STUDY back to the server, with the Measure and Library it answers to.
 
@@ -652,6 +662,7 @@ def publish(
             allowed=_listed(config, "publish"),
             confirm=confirm.strip().lower(),
             withdraw=withdraw,
+            observations=observations,
             over=over,
             mappings=options["mappings"],
             reporter=config.get("reporter"),

@@ -555,6 +555,7 @@ def publish(
     allowed: Sequence[str] = (),
     confirm: str = "",
     withdraw: bool = False,
+    observations: bool = False,
     over: Sequence[str] = (),
     mappings: Path | None = None,
     reporter: str | None = None,
@@ -564,7 +565,8 @@ def publish(
     """The results of a study → a FHIR server; without `confirm` only what would be written.
 
     `to` is the server, by default the one the records came from; any other must be among `allowed`, and gets the masked
-    copy of STUDY/release alone. `withdraw` takes back what was published; `over` names foreign versions that may go.
+    copy of STUDY/release alone. `withdraw` takes back what was published; `over` names foreign versions that may go;
+    `observations` writes attributed effects on the patients too, at the source alone.
     Raises an error of `errors`; a ConflictError where the server holds something else than was expected or sent.
     """
     from crmo_fhir import landing
@@ -573,11 +575,22 @@ def publish(
     with landing.hold(study):
         base, own = _target(study, to, allowed)
         reports = [] if withdraw else _publishable(study, mappings, reporter, own=own)
-        types = sorted({*way_back.TYPES[2 if withdraw else 0 :], "Provenance"})
+        receipts = landing.read_receipts(study)
+        if observations and not own:
+            raise PrivacyError(
+                f"{study}: Observations on patients go back to the server they came from and nowhere else"
+            )
+        if observations and not withdraw:
+            reports += _attributed(study)
+        told = withdraw and any(write["resource"] == "Observation" for one in receipts for write in one["writes"])
+        types = ["MeasureReport"] if withdraw else ["Library", "Measure", "MeasureReport"]
+        types += [*(["Observation"] if observations or told else []), "Provenance"]
         client, capability = _connect(base, server or Server(), voice, writes=types)
         try:
             offer = way_back.read_offer(capability, [kind for kind in types if kind != "Provenance"], client.host)
-            receipts, pull = landing.read_receipts(study), landing.sha256_of(study / "raw" / "manifest.json")
+            pull = landing.sha256_of(study / "raw" / "manifest.json")
+            if observations and not withdraw:
+                reports += way_back.find_stale(client, receipts, reports)
             if withdraw:
                 reports = way_back.find_published(client, receipts, _json_of(study / "measure-report.json"))
             made = [report for report in reports if report["resourceType"] not in ("Library", "Measure")]
@@ -635,6 +648,15 @@ def _publishable(study: Path, mappings: Path | None, reporter: str | None, *, ow
             f"{study}: the report does not name who reports; set reporter in crmo-fhir.toml and run 'crmo-fhir measure {study}'"
         )
     return [library, measured, report]
+
+
+def _attributed(study: Path) -> list[dict[str, Any]]:
+    from crmo_fhir.export.observations import build_attributed_effects
+    from crmo_fhir.model.tables import COHORT
+
+    folder = study / "cohort"
+    names = ("courses", "assessments")
+    return build_attributed_effects({n: COHORT[n].from_parquet((folder / f"{n}.parquet").read_bytes()) for n in names})
 
 
 def _json_of(path: Path) -> dict[str, Any]:

@@ -30,11 +30,12 @@ Json = dict[str, Any]
 Receipt = dict[str, Any]
 
 PULL_SYSTEM = "https://crmo-fhir.org/pull"
-TYPES = ("Library", "Measure", "MeasureReport")
 MAX_ENTRIES = 100
 """No more resources go in one transaction; the Measure and the summary are in the first."""
 LOST_WAITS = (0.0, 0.5, 1.0, 2.0)
 """Seconds before each look for what a lost answer was about: a gateway may give up while the server still writes."""
+_STATUSES = {"MeasureReport": "error", "Observation": "entered-in-error"}
+"""What R4 calls a report or Observation that does not hold."""
 _PARAMETERS = {"Library": ("url", "version"), "Measure": ("url", "version")}
 _ACTIVITY = "http://terminology.hl7.org/CodeSystem/v3-DataOperation"
 _PARTICIPANT = "http://terminology.hl7.org/CodeSystem/provenance-participant-type"
@@ -198,7 +199,9 @@ def find_held(client: FhirClient, name: str, identity: tuple[tuple[str, str], ..
 
     Raises ConflictError where there are several; IncompleteError where the server answers with something else.
     """
-    found = {match.id: match for match in search(client, name, identity, fresh=True)}
+    # What is about one patient is not asked for in a request line, though its identifier names nobody.
+    matches = search(client, name, identity, post=name == "Observation", fresh=True)
+    found = {match.id: match for match in matches}
     for match in found.values():
         if identify(match.resource) != identity and identity[0][1] not in _tokens(match.resource):
             raise IncompleteError(
@@ -332,7 +335,7 @@ def prepare(
                 raise IncompleteError(
                     f"{client.host}, {name}: the server shows no versions, so none can be replaced safely"
                 )
-            if held.resource.get("status") == "error" and resource.get("status") != "error":
+            if held.resource.get("status") == _STATUSES.get(name, "") != resource.get("status"):
                 notes.append(f"{_named(name, held)} was withdrawn; this would publish it again")
         elif any(entry["after"] for entry in written):
             notes.append(f"the {name} that this study wrote is no longer on the server; this would make it anew")
@@ -444,23 +447,39 @@ def find_published(client: FhirClient, receipts: Sequence[Receipt], measured: Js
 
     Raises UsageError where none of them is on the server.
     """
-    told = {
-        (entry["resource"], tuple(parse_qsl(entry["identity"])))
-        for receipt in receipts
-        if receipt["server"] == client.base and receipt["state"] != "dry-run"
-        for entry in receipt["writes"]
-        if entry["resource"] == "MeasureReport"
-    }
-    sought = sorted(told) or [("MeasureReport", identify(measured))]
+    sought = _told(receipts, client.base, _STATUSES) or [("MeasureReport", identify(measured))]
     found = [held for name, identity in sought if (held := find_held(client, name, identity)) is not None]
     if not found:
         raise UsageError(f"{client.host}: no report of this study is there; nothing to withdraw")
     return [_withdrawn(held) for held in found]
 
 
+def find_stale(client: FhirClient, receipts: Sequence[Receipt], resources: Sequence[Json]) -> list[Json]:
+    """The Observations that this study has published here and no longer stands by, as withdrawn."""
+    kept = {("Observation", identify(one)) for one in resources if one["resourceType"] == "Observation"}
+    stale = [one for one in _told(receipts, client.base, ("Observation",)) if one not in kept]
+    return [_withdrawn(held) for name, identity in stale if (held := find_held(client, name, identity)) is not None]
+
+
+def _told(
+    receipts: Sequence[Receipt], server: str, types: Collection[str]
+) -> list[tuple[str, tuple[tuple[str, str], ...]]]:
+    """Type and identity of what the receipts say was written to a server, sorted."""
+    return sorted(
+        {
+            (entry["resource"], tuple(parse_qsl(entry["identity"])))
+            for receipt in receipts
+            if receipt["server"] == server
+            for entry in receipt["writes"]
+            if entry["resource"] in types
+        }
+    )
+
+
 def _withdrawn(report: Held) -> Json:
-    """A published report as withdrawn: status `error` (R4), said in the narrative too, and nothing else touched."""
-    resource = {name: value for name, value in report.resource.items() if name != "meta"} | {"status": "error"}
+    """A published resource as withdrawn: its status, said in the narrative too, and nothing else touched."""
+    status = _STATUSES[report.resource["resourceType"]]
+    resource = {name: value for name, value in report.resource.items() if name != "meta"} | {"status": status}
     meta = report.resource.get("meta")
     if isinstance(meta, dict) and (
         kept := {name: meta[name] for name in ("profile", "security", "tag") if name in meta}

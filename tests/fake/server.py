@@ -318,7 +318,9 @@ class FakeServer:
                 "searchParam": [
                     {"name": name}
                     for name in (
-                        *{**SEARCH_PARAMETERS, **WRITTEN}.get(kind, ("_id", "patient", "subject")),
+                        *{**SEARCH_PARAMETERS, **(WRITTEN if self.writes else {})}.get(
+                            kind, ("_id", "patient", "subject")
+                        ),
                         "_lastUpdated",
                         *(("_total",) if self.totals == "asked" else ()),
                     )

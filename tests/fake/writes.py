@@ -18,6 +18,7 @@ WRITTEN = {
     "Measure": ("_id", "url", "version"),
     "MeasureReport": ("_id", "identifier"),
     "Provenance": ("_id", "target"),
+    "Observation": ("_id", "identifier", "patient", "subject"),
 }
 """The types that are written, and what they are searched by."""
 
@@ -26,7 +27,7 @@ WRITTEN = {
 class Writes:
     """How the server takes what is written; the switches are what servers do otherwise."""
 
-    types: tuple[str, ...] = tuple(WRITTEN)
+    types: tuple[str, ...] = ("Library", "Measure", "MeasureReport", "Provenance")
     transactions: bool = True
     atomic: bool = True  # else a transaction is a batch by another name
     stale: int = 412  # the status of a version that is not the current one

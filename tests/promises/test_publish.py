@@ -90,9 +90,12 @@ class Way:
         (report,) = self.held()
         self.server.update({**report, **more})
 
-    def judged(self) -> None:
+    def judged(self, **more: Any) -> None:
         """Another judgement in the hospital's records, and the study again with it."""
-        self.server.update(effect("o2", "p2", "m2"))
+        self.server.update(effect("o2", "p2", "m2", **more))
+        self.again()
+
+    def again(self) -> None:
         for arguments in (("extract", self.server.base, *WINDOW, "-o", self.study), ("measure", self.study)):
             ran = self.crmo(*arguments, "-q")
             assert ran.code == 0, ran.err
@@ -109,10 +112,11 @@ def way(crmo, source, finished, tmp_path, monkeypatch) -> Iterator[Way]:
     shutil.copytree(finished, tmp_path / "study")
     source.writes = Writes()
     source.requests.clear()
+    observations = dict(source.store.types["Observation"])
     yield Way(crmo, source, tmp_path / "study", finished.parent)
     for kind in KINDS:
         source.store.types.pop(kind, None)
-    source.store.types["Observation"].pop("o2", None)
+    source.store.types["Observation"] = observations
     source.store.writes += 1
     source.faults.clear()
     source.on_request, source.declare, source.authorized = None, lambda statement: statement, None
@@ -501,7 +505,7 @@ def test_promise_84_a_dry_run_shows_exactly_what_is_sent_and_its_hash(way):
 def test_promise_84_single_writes_show_each_request(way):
     way.server.writes.transactions = False
     text = way.publish().out.partition("In the Provenance,")[0]
-    assert re.findall(r"^(POST|PUT) \S+/(\w+)", text, re.MULTILINE) == [
+    assert re.findall(rf"^(POST|PUT) {way.server.base}/(\w+)", text, re.MULTILINE) == [
         ("POST", "Library"),
         ("POST", "Measure"),
         ("POST", "MeasureReport"),
@@ -667,6 +671,54 @@ def test_what_was_withdrawn_is_published_again_only_by_a_new_approval(way):
     assert "withdrawn" in ran.err
     assert way.confirmed().code == 0
     assert (way.held()[0]["status"], way.held()[0]["meta"]["versionId"]) == ("complete", "3")
+
+
+# ------------------------------------------------------------------------------------------------- effects on the patients
+
+
+def ours(way: Way) -> list[Resource]:
+    return [one for one in way.held("Observation") if "identifier" in one]
+
+
+def test_effects_attributed_by_the_study_are_written_on_the_patients_only_when_asked_for(way):
+    way.judged(partOf=[])  # nothing says which treatment it judges; o1 says so, and is not written again
+    figures = (way.study / "results.csv").read_bytes()
+    assert way.confirmed().code == 0
+    assert ours(way) == []
+    ran = way.confirmed("--observations")
+    assert ran.code == 0, ran.err
+    (made,) = ours(way)
+    assert made["subject"] == {"reference": "Patient/p2"}
+    assert made["partOf"] == [{"reference": "MedicationStatement/m2"}]
+    assert made["derivedFrom"] == [{"reference": "Observation/o2"}]
+    assert made["valueCodeableConcept"]["coding"][0]["code"] == "sufficient"
+    assert (made["effectiveDateTime"], made["status"]) == ("2005-07-01", "final")
+    assert {"reference": f"Observation/{made['id']}/_history/1"} in way.held("Provenance")[-1]["target"]
+    (value,) = (one["value"] for one in made["identifier"])
+    assert all(value not in request.path for request in way.server.requests if request.type == "Observation")
+    assert "nothing to write" in way.publish("--observations").out
+    way.again()  # what was written is no evidence for the next pull
+    assert (way.study / "results.csv").read_bytes() == figures
+    assert "nothing to write" in way.publish("--observations").out
+
+
+def test_an_effect_that_the_study_no_longer_attributes_is_taken_back(way):
+    way.judged(partOf=[])
+    assert way.confirmed("--observations").code == 0
+    way.judged()  # now the record says itself which treatment it judges
+    assert way.confirmed("--observations").code == 0
+    assert [one["status"] for one in ours(way)] == ["entered-in-error"]
+    assert way.confirmed("--withdraw").code == 0
+    assert [one["status"] for one in (*ours(way), *way.held())] == ["entered-in-error", "error"]
+
+
+def test_effects_on_patients_go_nowhere_but_to_the_source(way, tmp_path, monkeypatch):
+    with FakeServer() as elsewhere:
+        (tmp_path / "crmo-fhir.toml").write_text(f'reporter = "{REPORTER}"\npublish = ["{elsewhere.base}"]\n')
+        monkeypatch.setenv("CRMO_FHIR_CONFIG", str(tmp_path / "crmo-fhir.toml"))
+        shutil.copytree(way.study, way.study / "release", ignore=lambda *_: ["raw", "cohort", ".lock"])
+        assert_said(way.publish("--server", elsewhere.base, "--observations"), 9, "patients")
+        assert elsewhere.requests == []
 
 
 def test_a_receipt_that_was_changed_is_refused(way):
