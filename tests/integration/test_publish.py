@@ -226,20 +226,28 @@ def test_an_answer_that_is_lost_after_the_write_leaves_exactly_one(real, crmo, t
 def test_a_transaction_with_one_bad_entry_leaves_nothing(real, crmo, tmp_path):
     study = tmp_path / "study"
     approved = shown(crmo, study)
+    other = {
+        **json.loads((study / "measure-report.json").read_text()),
+        "identifier": [{"system": "urn:x", "value": "y"}],
+    }
+    del other["id"]
+    status, theirs = real.ask("POST", "MeasureReport", other)
+    assert status == 201
 
     def spoil(method: str, body: bytes) -> bytes:
-        """The report as an update of a version that is not there."""
+        """The report as an update of somebody else's, in a version that it does not have."""
         if method != "POST" or b'"transaction"' not in body:
             return body
         bundle = json.loads(body)
         entry = bundle["entry"][-1]
-        entry["request"] = {"method": "PUT", "url": "MeasureReport/nobody-has-it", "ifMatch": 'W/"7"'}
-        entry["resource"]["id"] = "nobody-has-it"
+        entry["request"] = {"method": "PUT", "url": f"MeasureReport/{theirs['id']}", "ifMatch": 'W/"7"'}
+        entry["resource"]["id"] = theirs["id"]
         return json.dumps(bundle).encode()
 
     real.proxy.change = spoil
     assert_refused(crmo("publish", study, "--confirm", approved), 8, "not written")
-    assert counts(real) == [0, 0, 0, 0]
+    assert counts(real) == [0, 0, 1, 0]
+    assert real.found("MeasureReport")[0]["meta"]["versionId"] == "1"
 
 
 @pytest.mark.parametrize("running", ["helios"], indirect=True, scope="module")

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from fake_server import FakeServer, Fault, Request, Resource, Writes, outcome
+from fhir.resources.R4B import get_fhir_model_class
 from support import Ran
 
 from crmo_fhir.fhir.client import FhirClient
@@ -476,6 +477,19 @@ def test_promise_83_a_location_elsewhere_is_not_followed(way, monkeypatch, toget
     assert way.versions() == ONE_EACH
 
 
+@pytest.mark.parametrize("status", [307, 308])
+def test_promise_83_a_write_is_not_sent_elsewhere_by_a_redirect(way, status):
+    hash_ = way.shown()
+    with FakeServer() as elsewhere:
+        headers = {"Location": f"{elsewhere.base}/"}
+        way.server.writes.refuse = lambda _: 500
+        way.server.faults.append(Fault("status", status=status, headers=headers, where=is_transaction))
+        ran = way.publish("--confirm", hash_, "--allow-origin", elsewhere.base)
+        assert_said(ran, 3, "another origin")
+        assert elsewhere.requests == []
+    assert way.versions() == NOTHING
+
+
 # --------------------------------------------------------------------------------------------------------------- 84, approval
 
 
@@ -497,6 +511,7 @@ def test_promise_84_a_dry_run_shows_exactly_what_is_sent_and_its_hash(way):
         **shown,
         "recorded": json.loads(put.body)["recorded"],
     }
+    get_fhir_model_class("Provenance").model_validate(json.loads(put.body))
     for path in (way.study / "receipts").iterdir():
         assert path.stat().st_mode & 0o777 == 0o600
     assert (way.study / "receipts").stat().st_mode & 0o777 == 0o700
@@ -694,6 +709,7 @@ def test_effects_attributed_by_the_study_are_written_on_the_patients_only_when_a
     assert made["valueCodeableConcept"]["coding"][0]["code"] == "sufficient"
     assert (made["effectiveDateTime"], made["status"]) == ("2005-07-01", "final")
     assert {"reference": f"Observation/{made['id']}/_history/1"} in way.held("Provenance")[-1]["target"]
+    get_fhir_model_class("Observation").model_validate(made)
     (value,) = (one["value"] for one in made["identifier"])
     assert all(value not in request.path for request in way.server.requests if request.type == "Observation")
     assert "nothing to write" in way.publish("--observations").out

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from urllib.parse import urlsplit
 
-HOP_BY_HOP = ("connection", "keep-alive", "transfer-encoding", "content-length")
+NOT_PASSED = ("connection", "keep-alive", "transfer-encoding", "content-length", "accept-encoding")
 
 
 @dataclass
@@ -47,10 +47,10 @@ def before(target: str) -> Iterator[Proxy]:
             body = proxy.change(method, body)
             connection = HTTPConnection(str(parts.hostname), parts.port, timeout=60)
             try:
-                headers = {n: v for n, v in self.headers.items() if n.lower() not in HOP_BY_HOP}
+                headers = {n: v for n, v in self.headers.items() if n.lower() not in NOT_PASSED}
                 connection.request(method, path, body or None, headers)
                 answer = connection.getresponse()
-                content = answer.read()
+                content = answer.read().replace(parts.netloc.encode(), netloc.encode())  # its links lead here
             finally:
                 connection.close()
             proxy.passed.append((method, path))
@@ -59,8 +59,8 @@ def before(target: str) -> Iterator[Proxy]:
                 return
             self.send_response(answer.status)
             for name, value in answer.getheaders():
-                if name.lower() not in HOP_BY_HOP:
-                    self.send_header(name, value)
+                if name.lower() not in NOT_PASSED:
+                    self.send_header(name, value.replace(parts.netloc, netloc))
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
@@ -71,7 +71,8 @@ def before(target: str) -> Iterator[Proxy]:
     server.daemon_threads = True
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
-    proxy.base = f"http://127.0.0.1:{server.server_address[1]}{parts.path.rstrip('/')}"
+    netloc = f"127.0.0.1:{server.server_address[1]}"
+    proxy.base = f"http://{netloc}{parts.path.rstrip('/')}"
     try:
         yield proxy
     finally:

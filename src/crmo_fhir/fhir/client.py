@@ -659,6 +659,8 @@ class FhirClient:
             url = ""
         if not headers.get("location") or not self._may_ask(url):
             raise IncompleteError(f"{where}: the server redirects to another origin; give the base URL it points to")
+        if method != "GET" and not (self.is_own(url) or asked.endswith("/_search")):
+            raise IncompleteError(f"{where}: the server redirects a {method} to another origin; nothing was sent there")
         if method != "GET" and status not in (307, 308):
             raise IncompleteError(f"{where}: the server redirects a {method}; give the base URL it points to")
         return url
