@@ -631,6 +631,7 @@ def diff(earlier: Path, later: Path, out: Path | None) -> None:
 @click.option("--server", "to", metavar="URL", help="The FHIR base URL (default: where the records came from).")
 @click.option("--confirm", metavar="SHA256", default="", help="Write what the dry run showed under this hash.")
 @click.option("--withdraw", is_flag=True, help="Take back what was published: its status becomes `error`.")
+@click.option("--individual", is_flag=True, help="Also the report of each child, as `measure --individual` made it.")
 @click.option(
     "--observations", is_flag=True, help="Also the effects that the study attributed to treatments, on the patients."
 )
@@ -645,6 +646,7 @@ def publish(
     to: str | None,
     confirm: str,
     withdraw: bool,
+    individual: bool,
     observations: bool,
     over: tuple[str, ...],
     quiet: bool,
@@ -662,6 +664,7 @@ def publish(
             allowed=_listed(config, "publish"),
             confirm=confirm.strip().lower(),
             withdraw=withdraw,
+            individual=individual,
             observations=observations,
             over=over,
             mappings=options["mappings"],

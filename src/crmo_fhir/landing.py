@@ -42,7 +42,7 @@ FORMAT = 3
 JOURNAL_HOURS = 24
 """What a run that was cut off has fetched is used again for so long."""
 _STATE = (".lock", ".journal", ".export", ".raw-new", ".raw-old", ".cohort-new", ".cohort-old")
-DRY_RUN = "dry-run.json"
+DRY_RUN = "publish-dry-run.json"
 OUTPUTS = ("results.csv", "table1.csv", "measure.json", "library.json", "measure-report.json", "report.html")
 
 
@@ -566,7 +566,7 @@ def _staged(study: Path, name: str) -> Path:
 
 def read_receipts(study: Path) -> list[dict[str, Any]]:
     """The receipts of what was published from the study, oldest first. Raises IntegrityError where one was changed."""
-    return [_read_receipt(path) for path in sorted((study / "receipts").glob("[0-9]*.json"))]
+    return [_read_receipt(path) for path in sorted((study / "receipts").glob("publish-[0-9]*.json"))]
 
 
 def read_dry_run(study: Path) -> dict[str, Any] | None:

@@ -555,6 +555,7 @@ def publish(
     allowed: Sequence[str] = (),
     confirm: str = "",
     withdraw: bool = False,
+    individual: bool = False,
     observations: bool = False,
     over: Sequence[str] = (),
     mappings: Path | None = None,
@@ -566,7 +567,8 @@ def publish(
 
     `to` is the server, by default the one the records came from; any other must be among `allowed`, and gets the masked
     copy of STUDY/release alone. `withdraw` takes back what was published; `over` names foreign versions that may go;
-    `observations` writes attributed effects on the patients too, at the source alone.
+    `individual` writes the report of each child too, `observations` the effects attributed to treatments: both at the source
+    alone.
     Raises an error of `errors`; a ConflictError where the server holds something else than was expected or sent.
     """
     from crmo_fhir import landing
@@ -574,14 +576,14 @@ def publish(
 
     with landing.hold(study):
         base, own = _target(study, to, allowed)
-        reports = [] if withdraw else _publishable(study, mappings, reporter, own=own)
-        receipts = landing.read_receipts(study)
-        if observations and not own:
+        if (individual or observations) and not own:
             raise PrivacyError(
-                f"{study}: Observations on patients go back to the server they came from and nowhere else"
+                f"{study}: what is about single patients goes back to the server they came from and nowhere else"
             )
-        if observations and not withdraw:
-            reports += _attributed(study)
+        reports, receipts = [], landing.read_receipts(study)
+        if not withdraw:
+            reports += _publishable(study, mappings, reporter, own=own)
+            reports += [*(_individual(study) if individual else []), *(_attributed(study) if observations else [])]
         told = withdraw and any(write["resource"] == "Observation" for one in receipts for write in one["writes"])
         types = ["MeasureReport"] if withdraw else ["Library", "Measure", "MeasureReport"]
         types += [*(["Observation"] if observations or told else []), "Provenance"]
@@ -589,10 +591,12 @@ def publish(
         try:
             offer = way_back.read_offer(capability, [kind for kind in types if kind != "Provenance"], client.host)
             pull = landing.sha256_of(study / "raw" / "manifest.json")
-            if observations and not withdraw:
-                reports += way_back.find_stale(client, receipts, reports)
-            if withdraw:
-                reports = way_back.find_published(client, receipts, _json_of(study / "measure-report.json"))
+            if not withdraw:
+                stale = partial(way_back.find_stale, individual=individual, observations=observations)
+                reports += stale(client, receipts, reports)
+            else:
+                path = study / "measure-report.json"
+                reports = way_back.find_published(client, receipts, _json_of(path) if path.is_file() else None)
             made = [report for report in reports if report["resourceType"] not in ("Library", "Measure")]
             origin = way_back.describe_origin(made, pull, withdrawn=withdraw)
             plan = way_back.prepare(client, offer, reports, origin, receipts, over)
@@ -605,7 +609,7 @@ def publish(
                 landing.write_receipt(study, landing.DRY_RUN, shown)
                 return Published(plan, [])
             way_back.check_approved(plan, confirm, receipts, landing.read_dry_run(study), client.host)
-            keep = partial(landing.write_receipt, study, f"{len(receipts) + 1:04}.json")
+            keep = partial(landing.write_receipt, study, f"publish-{len(receipts) + 1:04}.json")
             receipt = way_back.begin_receipt(plan, confirm, "begun")
             return Published(plan, way_back.carry_out(client, plan, receipt, keep))
         finally:
@@ -648,6 +652,13 @@ def _publishable(study: Path, mappings: Path | None, reporter: str | None, *, ow
             f"{study}: the report does not name who reports; set reporter in crmo-fhir.toml and run 'crmo-fhir measure {study}'"
         )
     return [library, measured, report]
+
+
+def _individual(study: Path) -> list[dict[str, Any]]:
+    path = study / "individual-reports.ndjson"
+    if not path.is_file():
+        raise UsageError(f"{path}: is missing; run 'crmo-fhir measure {study} --individual' first")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def _attributed(study: Path) -> list[dict[str, Any]]:

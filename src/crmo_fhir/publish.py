@@ -152,6 +152,11 @@ class Plan:
 
 def read_offer(capability: Mapping[str, Any], types: Collection[str], host: str) -> Offer:
     """What the CapabilityStatement offers. Raises IncompleteError where it lacks what writing `types` safely needs."""
+    version = str(capability.get("fhirVersion"))
+    if not version.startswith("4."):
+        raise IncompleteError(
+            f"{host}: the server speaks FHIR {version}, and what is published is R4; nothing was written"
+        )
     rest = next((one for one in _objects(capability.get("rest")) if one.get("mode") == "server"), {})
     declared = {str(one.get("type")): one for one in _objects(rest.get("resource"))}
     for name in types:
@@ -368,18 +373,19 @@ def _written(receipts: Sequence[Receipt], server: str, write: Write) -> list[Jso
 
 def _check_own(host: str, write: Write, held: Held, written: Sequence[Json], over: Collection[str]) -> None:
     """ConflictError where what is there is not what this study last wrote: somebody else has changed it."""
+    named, digest = _named(write.type, held), compute_digest(held.resource)
     known = [entry["after"] for entry in written if entry["after"]]
-    if not known or known[-1] == {"id": held.id, "version": held.version}:
+    if not written or named in over or (known and known[-1] == {"id": held.id, "version": held.version}):
         return
-    digest = compute_digest(held.resource)
     if any(entry["sha256"] == digest and not entry["after"] for entry in written):
         return  # a run that was cut off before it could take down what became of its write
-    named = _named(write.type, held)
-    if named in over:
-        return
+    since = (
+        f"was changed by somebody else since this study wrote version {known[-1]['version']}"
+        if known
+        else ("is not what this study sent, the server or somebody else has changed it")
+    )
     raise ConflictError(
-        f"{host}: {named} was changed by somebody else since this study wrote version {known[-1]['version']}; nothing was "
-        f"written: look at it, and give --over {named} if it may be replaced"
+        f"{host}: {named} {since}; nothing was written: look at it, and give --over {named} if it may be replaced"
     )
 
 
@@ -442,23 +448,37 @@ def describe_origin(reports: Sequence[Json], pull: str, *, withdrawn: bool = Fal
     }
 
 
-def find_published(client: FhirClient, receipts: Sequence[Receipt], measured: Json) -> list[Json]:
+def find_published(client: FhirClient, receipts: Sequence[Receipt], measured: Json | None) -> list[Json]:
     """The reports that this study has published here, as withdrawn; by the receipts, else by the report last measured.
 
     Raises UsageError where none of them is on the server.
     """
-    sought = _told(receipts, client.base, _STATUSES) or [("MeasureReport", identify(measured))]
+    sought = _told(receipts, client.base, _STATUSES)
+    if not sought and measured is not None:
+        sought = [("MeasureReport", identify(measured))]
     found = [held for name, identity in sought if (held := find_held(client, name, identity)) is not None]
     if not found:
         raise UsageError(f"{client.host}: no report of this study is there; nothing to withdraw")
     return [_withdrawn(held) for held in found]
 
 
-def find_stale(client: FhirClient, receipts: Sequence[Receipt], resources: Sequence[Json]) -> list[Json]:
-    """The Observations that this study has published here and no longer stands by, as withdrawn."""
-    kept = {("Observation", identify(one)) for one in resources if one["resourceType"] == "Observation"}
-    stale = [one for one in _told(receipts, client.base, ("Observation",)) if one not in kept]
-    return [_withdrawn(held) for name, identity in stale if (held := find_held(client, name, identity)) is not None]
+def find_stale(
+    client: FhirClient,
+    receipts: Sequence[Receipt],
+    resources: Sequence[Json],
+    *,
+    individual: bool,
+    observations: bool,
+) -> list[Json]:
+    """What this study has published here on single patients and no longer stands by, as withdrawn.
+
+    Only of the kinds that are asked for: who publishes the summary alone leaves the others as they are.
+    """
+    kept = {(one["resourceType"], identify(one)) for one in resources}
+    types = [*(["MeasureReport"] if individual else []), *(["Observation"] if observations else [])]
+    told = [one for one in _told(receipts, client.base, types) if one not in kept]
+    stale = [held for name, identity in told if (held := find_held(client, name, identity)) is not None]
+    return [_withdrawn(one) for one in stale if one.resource.get("type", "individual") == "individual"]
 
 
 def _told(
@@ -564,11 +584,11 @@ def carry_out(client: FhirClient, plan: Plan, receipt: Receipt, keep: Callable[[
             problem, found = error, {}
         for index, write in enumerate(sent.writes):
             held = _read_back(client, write, found.get(index), lost=answer is None, problem=problem)
+            _check_kept(client.host, write, held)
             receipt["writes"][len(written)]["after"] = {"id": held.id, "version": held.version}
             written.append(held)
             known[write.identity] = _named(write.type, held)
             keep(receipt)
-            _check_kept(client.host, write, held)
         if problem is not None:
             raise problem
     receipt |= {"state": "written", "ended": _now()}

@@ -102,7 +102,7 @@ class Way:
             assert ran.code == 0, ran.err
 
     def receipts(self) -> list[Resource]:
-        return [json.loads(path.read_text()) for path in sorted((self.study / "receipts").glob("0*.json"))]
+        return [json.loads(path.read_text()) for path in sorted((self.study / "receipts").glob("publish-0*.json"))]
 
 
 @pytest.fixture
@@ -237,6 +237,11 @@ def test_promise_80_what_it_relies_on_is_looked_up_first(way, lacking, word):
     assert way.server.writes.done == []
 
 
+def test_promise_80_a_server_of_another_version_gets_nothing(way):
+    way.server.declare = lambda statement: {**statement, "fhirVersion": "5.0.0"}
+    assert_said(way.publish(), 3, "5.0.0", "R4")
+
+
 # --------------------------------------------------------------------------------------------------------------- 81, conflicts
 
 
@@ -310,6 +315,19 @@ def test_promise_81_a_report_that_came_since_the_dry_run_is_not_written_over(way
     assert_said(way.publish("--confirm", hash_), 8, "no MeasureReport", "MeasureReport/theirs/_history/1")
     way.edit(status="error")
     assert way.versions() == {**NOTHING, "MeasureReport": ["2"]}
+
+
+def test_promise_81_an_edit_between_our_write_and_the_look_at_it_is_not_taken_for_ours(way):
+    def edited(request: Request) -> None:
+        if way.held() and request.type == "MeasureReport" and way.held()[0]["status"] == "complete":
+            way.edit(status="pending")
+
+    hash_ = way.shown()
+    way.server.on_request = edited
+    assert_said(way.publish("--confirm", hash_), 8, "MeasureReport.status")
+    way.server.on_request = None
+    assert_said(way.publish(), 8, "/_history/2", "--over")
+    assert way.held()[0]["status"] == "pending"
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["transaction", "single"])
@@ -441,6 +459,8 @@ def test_promise_83_what_the_server_altered_is_loud(way, alter, word, together):
     line = assert_said(way.confirmed(), 8, word)
     assert f"MeasureReport/{way.held()[0]['id']}/_history/1" in line
     assert way.versions()["Provenance"] == []  # nothing vouches for it
+    assert_said(way.publish(), 8, "is not what this study sent", "--over")
+    assert way.versions()["MeasureReport"] == ["1"]
 
 
 def test_promise_83_what_a_server_adds_of_its_own_is_no_difference(way):
@@ -653,14 +673,16 @@ def test_promise_84_no_server_no_study(way, tmp_path):
 def test_a_withdrawal_is_shown_approved_and_kept_like_any_write(way):
     assert_said(way.publish("--withdraw"), 2, "nothing to withdraw")
     assert way.confirmed().code == 0
-    (way.study / "results.csv").write_text("spoilt")  # what is withdrawn may well be wrong
+    (way.study / "results.csv").write_text("spoilt")  # what is withdrawn may well be wrong, or gone
+    measured = way.report()
+    (way.study / "measure-report.json").unlink()
     ran = way.publish("--withdraw")
     assert way.held()[0]["status"] == "complete"
     assert "Withdrawn" in ran.out
     assert way.confirmed("--withdraw").code == 0
     (report,) = way.held()
     assert (report["status"], report["meta"]["versionId"]) == ("error", "2")
-    assert bare(report) == {**bare(way.report()), "status": "error"}
+    assert bare(report) == {**bare(measured), "status": "error"}
     assert "Withdrawn" in report["text"]["div"]
     assert way.held("Provenance")[1]["activity"]["coding"][0]["code"] == "NULLIFY"
     again = way.publish("--withdraw")
@@ -728,17 +750,50 @@ def test_an_effect_that_the_study_no_longer_attributes_is_taken_back(way):
     assert [one["status"] for one in (*ours(way), *way.held())] == ["entered-in-error", "error"]
 
 
-def test_effects_on_patients_go_nowhere_but_to_the_source(way, tmp_path, monkeypatch):
+def of_children(way: Way, *children: str) -> None:
+    """A report for each child, as `measure --individual` leaves them."""
+    system = "https://crmo-fhir.org/measure-report"
+    reports = [
+        {
+            **way.report(),
+            "type": "individual",
+            "subject": {"reference": f"Patient/{child}"},
+            "identifier": [{"system": system, "value": hashlib.sha256(child.encode()).hexdigest()}],
+        }
+        for child in children
+    ]
+    (way.study / "individual-reports.ndjson").write_text("".join(f"{json.dumps(report)}\n" for report in reports))
+
+
+def test_reports_of_single_children_are_written_only_when_asked_for(way):
+    assert_said(way.publish("--individual"), 2, "measure", "--individual")
+    of_children(way, "p1", "p2")
+    assert way.confirmed().code == 0
+    assert len(way.held()) == 1
+    assert way.confirmed("--individual").code == 0
+    assert way.versions()["MeasureReport"] == ["1"] * 3
+    assert "nothing to write" in way.publish("--individual").out
+    of_children(way, "p1")  # the other one is no longer in the cohort
+    assert "nothing to write" in way.publish().out
+    assert way.confirmed("--individual").code == 0
+    said = {one.get("subject", {}).get("reference"): one["status"] for one in way.held()}
+    assert said == {None: "complete", "Patient/p1": "complete", "Patient/p2": "error"}
+    assert way.confirmed("--withdraw").code == 0
+    assert {one["status"] for one in way.held()} == {"error"}
+
+
+def test_what_is_about_patients_goes_nowhere_but_to_the_source(way, tmp_path, monkeypatch):
     with FakeServer() as elsewhere:
         (tmp_path / "crmo-fhir.toml").write_text(f'reporter = "{REPORTER}"\npublish = ["{elsewhere.base}"]\n')
         monkeypatch.setenv("CRMO_FHIR_CONFIG", str(tmp_path / "crmo-fhir.toml"))
         shutil.copytree(way.study, way.study / "release", ignore=lambda *_: ["raw", "cohort", ".lock"])
-        assert_said(way.publish("--server", elsewhere.base, "--observations"), 9, "patients")
+        for option in ("--observations", "--individual"):
+            assert_said(way.publish("--server", elsewhere.base, option), 9, "patients")
         assert elsewhere.requests == []
 
 
 def test_a_receipt_that_was_changed_is_refused(way):
     assert way.confirmed().code == 0
-    path = way.study / "receipts" / "0001.json"
+    path = way.study / "receipts" / "publish-0001.json"
     path.write_text(path.read_text().replace('"version": "1"', '"version": "2"', 1))
-    assert_said(way.publish(), 6, "0001.json")
+    assert_said(way.publish(), 6, "publish-0001.json")
