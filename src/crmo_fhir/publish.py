@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import takewhile
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -377,7 +378,7 @@ def _check_own(host: str, write: Write, held: Held, written: Sequence[Json], ove
     known = [entry["after"] for entry in written if entry["after"]]
     if not written or named in over or (known and known[-1] == {"id": held.id, "version": held.version}):
         return
-    if any(entry["sha256"] == digest and not entry["after"] for entry in written):
+    if any(entry["sha256"] == digest for entry in takewhile(lambda entry: not entry["after"], reversed(written))):
         return  # a run that was cut off before it could take down what became of its write
     since = (
         f"was changed by somebody else since this study wrote version {known[-1]['version']}"
@@ -568,8 +569,8 @@ def _now() -> str:
 def carry_out(client: FhirClient, plan: Plan, receipt: Receipt, keep: Callable[[Receipt], None]) -> list[Held]:
     """Write what was approved, in order; what each became, read back, in the order of `plan.writes`.
 
-    `keep` is handed the receipt before the first write and after each request. Raises ConflictError where the server
-    holds, or makes of it, something else; LostError where it is not known what became of a write; SignInError.
+    `keep` is handed the receipt before the first write and after each that was found as sent. Raises ConflictError where
+    the server holds, or makes of it, something else; NetworkError where it is not known what became of a write; SignInError.
     """
     keep(receipt)
     known = {write.identity: _named(write.type, held) for write, held in plan.there}
@@ -680,7 +681,7 @@ def _names(value: object) -> set[str]:
 def _read_back(
     client: FhirClient, write: Write, identity: str | None, *, lost: bool, problem: ConflictError | None
 ) -> Held:
-    """What the server holds after a write. ConflictError or LostError where it is not there."""
+    """What the server holds after a write. ConflictError where it is not there, NetworkError where it may yet come."""
     held = None
     for wait in LOST_WAITS if lost else LOST_WAITS[:1]:
         if wait:
