@@ -18,10 +18,14 @@ from servers import helios as helios_server
 from servers import proxy
 from servers.records import Resource, load
 from support import Ran
-from test_servers import SCOPES, missing_for_helios, skip_unless
+from test_servers import SCOPES, missing_for_helios, missing_tools, skip_unless
+from validator.runner import validate
 
 from crmo_fhir import landing
+from crmo_fhir.export.observations import build_attributed_effects
 from crmo_fhir.fhir.client import FhirClient
+from crmo_fhir.model.tables import COHORT as TABLES
+from crmo_fhir.publish import describe_origin
 
 WINDOW = ("--since", "2002", "--until", "2011")
 KINDS = ("Library", "Measure", "MeasureReport", "Provenance")
@@ -274,3 +278,19 @@ def test_a_client_that_may_only_read_is_refused_before_the_first_write(crmo, con
             ran = crmo(*arguments, "-q")
             assert ran.code == 0, ran.err
         assert_refused(crmo("publish", tmp_path / "study"), 4, "system/MeasureReport.crus", "nothing written")
+
+
+@pytest.mark.validator
+def test_what_is_written_beside_the_report_is_valid(demo_study, tmp_path):
+    skip_unless("validator", missing_tools("java", "mvn"))
+    folder, report = demo_study / "cohort", json.loads((demo_study / "measure-report.json").read_text())
+    tables = {n: TABLES[n].from_parquet((folder / f"{n}.parquet").read_bytes()) for n in ("courses", "assessments")}
+    effects = build_attributed_effects(tables)
+    assert len(effects) > 5
+    told = {"target": [{"reference": "MeasureReport/1/_history/1"}], "recorded": "2026-11-25T12:00:00.000Z"}
+    written = [{**describe_origin([report], "0" * 64, withdrawn=one), **told} for one in (False, True)] + effects
+    paths = [tmp_path / f"{number}.json" for number in range(len(written) + 1)]
+    for path, resource in zip(paths, [*written, {**written[0], "agent": []}], strict=True):
+        path.write_text(json.dumps(resource))
+    found = validate(paths, [])
+    assert [found[path.name].errors > 0 for path in paths] == [False] * len(written) + [True]
