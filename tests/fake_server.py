@@ -15,6 +15,7 @@ from fake.faults import Fault, outcome
 from fake.requests import Answer, Request
 from fake.server import SEARCH_PARAMETERS, TYPES, FakeServer, Part, seconds_between
 from fake.store import LOADED, Resource, instant
+from fake.writes import Writes
 
 __all__ = [
     "LOADED",
@@ -26,6 +27,7 @@ __all__ = [
     "Part",
     "Request",
     "Resource",
+    "Writes",
     "instant",
     "outcome",
     "seconds_between",

@@ -370,6 +370,14 @@ def _server_options(command: Callable[..., None]) -> Callable[..., None]:
             help="Fetch by search or by a bulk export.",
         ),
         click.option("--group", metavar="ID", default="", help="Export this Group of the server (implies bulk)."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return _reach_options(command)
+
+
+def _reach_options(command: Callable[..., None]) -> Callable[..., None]:
+    options = (
         click.option("--client-id", metavar="ID", help="Sign in as this SMART backend service (CRMO_FHIR_CLIENT_ID)."),
         click.option(
             "--key-file",
@@ -662,6 +670,74 @@ def diff(earlier: Path, later: Path, out: Path | None) -> None:
         click.echo(f"{kind:<26}" + "".join(f"{counted[kind, state]:>10}" for state in states))
     if out is not None:
         click.echo(f"the {len(changes)} records are listed in {out}")
+
+
+@cli.command()
+@click.argument("study", type=click.Path(path_type=Path))
+@click.option("--server", "to", metavar="URL", help="The FHIR base URL (default: where the records came from).")
+@click.option("--confirm", metavar="SHA256", default="", help="Write what the dry run showed under this hash.")
+@click.option("--withdraw", is_flag=True, help="Take back what was published: its status becomes `error`.")
+@click.option("--individual", is_flag=True, help="Also the report of each child, as `measure --individual` made it.")
+@click.option(
+    "--observations", is_flag=True, help="Also the effects that the study attributed to treatments, on the patients."
+)
+@click.option(
+    "--over", metavar="TYPE/ID/_history/V", multiple=True, help="This version, by somebody else, may be replaced."
+)
+@_mappings
+@_reach_options
+@_quiet
+def publish(
+    study: Path,
+    to: str | None,
+    confirm: str,
+    withdraw: bool,
+    individual: bool,
+    observations: bool,
+    over: tuple[str, ...],
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Write the MeasureReport of STUDY back to the server, with the Measure and Library it answers to.
+
+    Without --confirm nothing is written: it prints method, URL and body of each write, and the hash that approves them.
+    """
+    config = _config()
+    with _screen(quiet=quiet) as screen:
+        published = pipeline.publish(
+            study,
+            to=to or "",
+            allowed=_listed(config, "publish"),
+            confirm=confirm.strip().lower(),
+            withdraw=withdraw,
+            individual=individual,
+            observations=observations,
+            over=over,
+            mappings=options["mappings"],
+            server=_server(options, log=screen.log),
+            voice=screen.voice,
+        )
+    plan = published.plan
+    if not quiet:
+        for write, held in plan.there:
+            click.echo(_one_line(f"already there: {write.type}/{held.id}, version {held.version}"))
+        for write, held in zip(plan.writes, published.written, strict=False):
+            done = "updated" if write.held else "created"
+            click.echo(_one_line(f"{done}: {write.type}/{held.id}, version {held.version}"))
+    if published.written:
+        _say(f"read back and found as sent; the receipt is in {study / 'receipts'}", quiet=quiet)
+    elif not plan.requests:
+        _say(f"nothing to write to {plan.server}", quiet=quiet)
+    else:
+        click.echo(plan.text)
+        click.echo("In the Provenance, targets become the versions written, and the time of writing is entered.")
+        click.echo(f"\nNothing was written. SHA-256 of the requests above: {plan.sha256}")
+        click.echo(f"To write them, give the same command with --confirm {plan.sha256}")
+
+
+def _say(text: str, *, quiet: bool) -> None:
+    if not quiet:
+        click.echo(text)
 
 
 def _show(measured: pipeline.Measured, study: Path, *, quiet: bool) -> None:

@@ -42,6 +42,7 @@ FORMAT = 3
 JOURNAL_HOURS = 24
 """What a run that was cut off has fetched is used again for so long."""
 _STATE = (".lock", ".journal", ".export", ".raw-new", ".raw-old", ".cohort-new", ".cohort-old")
+DRY_RUN = "publish-dry-run.json"
 OUTPUTS = (
     "results.csv",
     "outputs.json",
@@ -435,6 +436,16 @@ def _why(manifest: Mapping[str, Any]) -> str:
     return f" ({'; '.join(said)})" if said else ""
 
 
+def source_of(study: Path) -> str:
+    """Where the records came from, as it was named: a FHIR base URL, a folder or a file. Raises as `open_raw`."""
+    path = study / "raw" / "manifest.json"
+    if not path.is_file():
+        raise UsageError(
+            f"{study}: no complete pull here (raw/manifest.json is missing); run 'crmo-fhir extract' first"
+        )
+    return str(_read_manifest(path)["request"]["source"])
+
+
 def read_texts(raw: Raw) -> Iterator[tuple[Key, str]]:
     """The landed records, each as its key and its JSON text."""
     for file in raw.files:
@@ -603,6 +614,38 @@ def _staged(study: Path, name: str) -> Path:
     return study / f".{name}.new"
 
 
+def read_receipts(study: Path) -> list[dict[str, Any]]:
+    """The receipts of what was published from the study, oldest first. Raises IntegrityError where one was changed."""
+    return [_read_receipt(path) for path in sorted((study / "receipts").glob("publish-[0-9]*.json"))]
+
+
+def read_dry_run(study: Path) -> dict[str, Any] | None:
+    """What the last dry run of `publish` has shown, in the form of a receipt."""
+    path = study / "receipts" / DRY_RUN
+    return _read_receipt(path) if path.is_file() else None
+
+
+def _read_receipt(path: Path) -> dict[str, Any]:
+    try:
+        receipt = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise IntegrityError(f"{path}: cannot be read as a receipt; restore it, or move it out of the study") from error
+    if not isinstance(receipt, dict) or not _is_sealed(receipt, path):
+        raise IntegrityError(
+            f"{path}: is not what was written (its seal is broken); restore it, or move it out of the study"
+        )
+    return receipt
+
+
+def write_receipt(study: Path, name: str, receipt: Mapping[str, Any]) -> None:
+    """Write a receipt in one step; what it replaces is there until then."""
+    folder = study / "receipts"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    _write(folder / f".{name}.new", _sealed(receipt))
+    (folder / f".{name}.new").replace(folder / name)
+    _sync_folder(folder)
+
+
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, in hex; IntegrityError where the disk does not give it."""
     try:
@@ -669,6 +712,8 @@ def _mend(study: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
     for name in OUTPUTS:
         _staged(study, name).unlink(missing_ok=True)
+    for left in (study / "receipts").glob(".*.new"):
+        left.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

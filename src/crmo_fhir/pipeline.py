@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from zoneinfo import ZoneInfo
 
 from crmo_fhir import __version__
-from crmo_fhir.errors import IncompleteError, IntegrityError, SignInError, UsageError
+from crmo_fhir.errors import IncompleteError, IntegrityError, PrivacyError, SignInError, UsageError
 from crmo_fhir.model.parameters import Parameters
 from crmo_fhir.model.records import WHOLE
 
@@ -32,12 +32,14 @@ if TYPE_CHECKING:
     from crmo_fhir.model.records import Pull
     from crmo_fhir.model.results import Result
     from crmo_fhir.model.study import Study
+    from crmo_fhir.publish import Held, Plan
     from crmo_fhir.source.crawl import Earlier
     from crmo_fhir.source.probe import Finding
 
 Tell = Callable[[str], None]
 OVERLAP = timedelta(minutes=5)
 """By so much an increment reaches back before the server's time of the last pull (promise: no increment is lost)."""
+NOT_NAMED = "Reporting hospital (not named)"
 
 
 def _nothing(*_: object) -> None:
@@ -240,15 +242,20 @@ def _crawl_on(crawled: "Callable[[], Pull]", journal: "Journal") -> "Pull":
 
 
 def _connect(
-    source: str, server: Server, voice: Voice, journal: "Journal | None" = None
+    source: str,
+    server: Server,
+    voice: Voice,
+    journal: "Journal | None" = None,
+    writes: Sequence[str] = (),
 ) -> "tuple[FhirClient, dict[str, Any]]":
-    """A signed-in session and the server's CapabilityStatement.
+    """A signed-in session and the server's CapabilityStatement; for reading, or for writing the types `writes`.
 
-    With SMART the token is fetched, and what it grants is held against what will be read, before anything else is asked.
+    With SMART the token is fetched, and what it grants is held against what will be read or written, before anything else
+    is asked. What a static token says of itself is held against what will be written.
     """
     from crmo_fhir.fhir.client import FhirClient, Static
     from crmo_fhir.fhir.search import capabilities
-    from crmo_fhir.fhir.sign_in import sign_in
+    from crmo_fhir.fhir.sign_in import compute_missing, compute_missing_in_token, compute_scopes, sign_in
     from crmo_fhir.model.records import READ_TYPES
     from crmo_fhir.source.plan import declared
 
@@ -263,22 +270,29 @@ def _connect(
         tell=voice.warn,
         log=server.log,
     )
+    asked = compute_scopes({}, writes, writes)
     if not server.client_id or server.key_file is None:
+        if missing := compute_missing_in_token(server.token, asked):
+            raise SignInError(
+                f"{client.host}: the token does not allow {' '.join(missing)}; nothing was written, give one that does"
+            )
         return client, capabilities(client)
     try:
         capability = capabilities(client)
     except SignInError:
         capability = None  # some servers show it to clients they know only
-    known = READ_TYPES if capability is None else declared(capability)
+    types = writes or [kind for kind in READ_TYPES if kind not in server.absent]
+    known = types if capability is None else declared(capability)
     client.credentials = sign_in(
         client,
         server.client_id,
         server.key_file,
         key_id=server.key_id or None,
         key_password=server.key_password or None,
-        types=[kind for kind in READ_TYPES if kind in known and kind not in server.absent],
+        types=[kind for kind in types if kind in known],
+        writes=[kind for kind in writes if kind in known],
         token_url=server.token_url or None,
-        scope=server.scope or None,
+        scope=None if not server.scope or compute_missing(asked, server.scope.split()) else server.scope,
     )
     client.credentials.header()
     return client, capabilities(client) if capability is None else capability
@@ -517,7 +531,7 @@ def measure(
             "form": asdict(form or Form()),
         }
         measured, files = _figures(study, raw, Artifacts.load(mappings), account)
-        _verify(raw, files)
+        _check(raw, files)
         landing.write_outputs(study, files, account)
     return measured
 
@@ -529,21 +543,31 @@ def verify(study: Path, *, mappings: Path | None = None, accept_partial: bool = 
     must agree (`export.verification`). Raises IntegrityError for the first thing that is not as it must be.
     """
     from crmo_fhir import landing
-    from crmo_fhir.artifacts import Artifacts
 
     with landing.hold(study):
-        raw = landing.open_raw(study, accept_partial=accept_partial)
-        landing.open_cohort(study, raw)
-        account = landing.open_outputs(study)
-        files = {name: (study / name).read_text(encoding="utf-8") for name in account["files"]}
-        checked = _verify(raw, files)
-        measured, again = _figures(study, raw, Artifacts.load(mappings), account)
-        for name in sorted(files):
-            if files[name] != again.get(name):
-                raise IntegrityError(
-                    f"{study / name}: is not what this program makes of the cohort; run 'crmo-fhir measure {study}' again"
-                )
+        measured, checked, _ = _verified(study, mappings, accept_partial=accept_partial)
     return measured, checked
+
+
+def _verified(
+    study: Path, mappings: Path | None, *, accept_partial: bool = False
+) -> "tuple[Measured, int, dict[str, Any]]":
+    """The same of a study that is ours alone, with the account of its figures."""
+    from crmo_fhir import landing
+    from crmo_fhir.artifacts import Artifacts
+
+    raw = landing.open_raw(study, accept_partial=accept_partial)
+    landing.open_cohort(study, raw)
+    account = landing.open_outputs(study)
+    files = {name: (study / name).read_text(encoding="utf-8") for name in account["files"]}
+    checked = _check(raw, files)
+    measured, again = _figures(study, raw, Artifacts.load(mappings), account)
+    for name in sorted(files):
+        if files[name] != again.get(name):
+            raise IntegrityError(
+                f"{study / name}: is not what this program makes of the cohort; run 'crmo-fhir measure {study}' again"
+            )
+    return measured, checked, account
 
 
 def _figures(
@@ -598,11 +622,156 @@ def _figures(
     return Measured(results, known), files
 
 
-def _verify(raw: "Raw", files: Mapping[str, str]) -> int:
+def _check(raw: "Raw", files: Mapping[str, str]) -> int:
     from crmo_fhir import landing
     from crmo_fhir.export.verification import verify_outputs
 
     return verify_outputs(files, landing.record_keys(raw))
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What came of `publish`: the plan, and what each of its writes became (none in a dry run)."""
+
+    plan: "Plan"
+    written: "list[Held]"
+
+
+def publish(
+    study: Path,
+    *,
+    to: str = "",
+    allowed: Sequence[str] = (),
+    confirm: str = "",
+    withdraw: bool = False,
+    individual: bool = False,
+    observations: bool = False,
+    over: Sequence[str] = (),
+    mappings: Path | None = None,
+    server: Server | None = None,
+    voice: Voice = SILENT,
+) -> Published:
+    """The results of a study → a FHIR server; without `confirm` only what would be written.
+
+    `to` is the server, by default the one the records came from; any other must be among `allowed`, and gets the masked
+    copy of STUDY/release alone. `withdraw` takes back what was published; `over` names foreign versions that may go;
+    `individual` writes the report of each child too, `observations` the effects attributed to treatments: both at the source
+    alone.
+    Raises an error of `errors`; a ConflictError where the server holds something else than was expected or sent.
+    """
+    from crmo_fhir import landing
+    from crmo_fhir import publish as way_back
+
+    with landing.hold(study):
+        base, own = _target(study, to, allowed)
+        if (individual or observations) and not own:
+            raise PrivacyError(
+                f"{study}: what is about single patients goes back to the server they came from and nowhere else"
+            )
+        reports, receipts = [], landing.read_receipts(study)
+        if not withdraw:
+            reports += _publishable(study, mappings, own=own, warn=voice.warn)
+            reports += [*(_individual(study) if individual else []), *(_attributed(study) if observations else [])]
+        told = withdraw and any(write["resource"] == "Observation" for one in receipts for write in one["writes"])
+        types = ["MeasureReport"] if withdraw else ["Library", "Measure", "MeasureReport"]
+        types += [*(["Observation"] if observations or told else []), "Provenance"]
+        client, capability = _connect(base, server or Server(), voice, writes=types)
+        try:
+            offer = way_back.read_offer(capability, [kind for kind in types if kind != "Provenance"], client.host)
+            pull = landing.sha256_of(study / "raw" / "manifest.json")
+            if not withdraw:
+                stale = partial(way_back.find_stale, individual=individual, observations=observations)
+                reports += stale(client, receipts, reports)
+            else:
+                path = study / "measure-report.json"
+                reports = way_back.find_published(client, receipts, _json_of(path) if path.is_file() else None)
+            made = [report for report in reports if report["resourceType"] not in ("Library", "Measure")]
+            origin = way_back.describe_origin(made, pull, withdrawn=withdraw)
+            plan = way_back.prepare(client, offer, reports, origin, receipts, over)
+            for note in plan.notes:
+                voice.warn(note)
+            if not plan.requests:
+                return Published(plan, [])
+            if not confirm:
+                shown = way_back.begin_receipt(plan, plan.sha256, "dry-run")
+                landing.write_receipt(study, landing.DRY_RUN, shown)
+                return Published(plan, [])
+            way_back.check_approved(plan, confirm, receipts, landing.read_dry_run(study), client.host)
+            keep = partial(landing.write_receipt, study, f"publish-{len(receipts) + 1:04}.json")
+            receipt = way_back.begin_receipt(plan, confirm, "begun")
+            return Published(plan, way_back.carry_out(client, plan, receipt, keep))
+        finally:
+            client.close()
+
+
+def _target(study: Path, to: str, allowed: Sequence[str]) -> tuple[str, bool]:
+    """Where to publish, and whether that is the very server the records came from; PrivacyError where it may not be."""
+    from crmo_fhir import landing
+    from crmo_fhir.fhir.client import checked_base
+
+    source = landing.source_of(study)
+    own = checked_base(source) if source.lower().startswith(("http://", "https://")) else ""
+    others = [checked_base(url) for url in allowed]
+    if not to and not own and len(others) != 1:
+        raise UsageError(f"{study}: its records came from no server; name the one to publish to with --server URL")
+    base = checked_base(to or own or others[0])
+    if base != own and base not in others:
+        raise PrivacyError(
+            f"{base} is not where the records came from, nor listed as publish = [...] in crmo-fhir.toml; nothing was sent"
+        )
+    return base, base == own
+
+
+def _publishable(study: Path, mappings: Path | None, *, own: bool, warn: Tell) -> list[dict[str, Any]]:
+    """Library, Measure and reports in the order in which they are written, after `verify`; the masked ones for elsewhere."""
+    _, _, account = _verified(study, mappings)
+    if account["form"]["fhir_version"] != "R4":
+        raise UsageError(
+            f"{study}: the report is in FHIR R5; run 'crmo-fhir measure {study}' to write it for an R4 server"
+        )
+    names = ("library.json", "measure.json", "measure-report.json")
+    release = study / "release"
+    if not own and not (release / names[2]).is_file():
+        raise PrivacyError(
+            f"{study}: unmasked figures go back to the server they came from and nowhere else; run 'crmo-fhir release {study}' first"
+        )
+    folders = [release if not own and (release / name).is_file() else study for name in names]
+    library, measured, report = (_json_of(folder / name) for folder, name in zip(folders, names, strict=True))
+    if report.get("status") != "complete":
+        raise IncompleteError(f"{study}: the report is of a pull that is not whole; it is not published")
+    if any(one.get("name") == NOT_NAMED for one in report.get("contained", ())):
+        warn(
+            f"the report does not name who reports; set reporter in crmo-fhir.toml and run 'crmo-fhir measure {study}'"
+        )
+    return [library, measured, report]
+
+
+def _individual(study: Path) -> list[dict[str, Any]]:
+    path = study / "individual-reports.ndjson"
+    if not path.is_file():
+        raise UsageError(f"{path}: is missing; run 'crmo-fhir measure {study} --individual' first")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def _attributed(study: Path) -> list[dict[str, Any]]:
+    from crmo_fhir.export.observations import build_attributed_effects
+    from crmo_fhir.model.tables import COHORT
+
+    folder = study / "cohort"
+    names = ("courses", "assessments")
+    return build_attributed_effects({n: COHORT[n].from_parquet((folder / f"{n}.parquet").read_bytes()) for n in names})
+
+
+def _json_of(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise UsageError(f"{path}: is missing; run 'crmo-fhir measure' first") from error
+    except ValueError as error:
+        raise IntegrityError(f"{path}: is no JSON; run 'crmo-fhir measure' again") from error
+    if not isinstance(found, dict):
+        raise IntegrityError(f"{path}: is no FHIR resource; run 'crmo-fhir measure' again")
+    return found
 
 
 def demo(study: Path, *, voice: Voice = SILENT) -> Measured:
@@ -645,7 +814,7 @@ def _study(
         end=end,
         data_lock=data_lock,
         complete=manifest["complete"],
-        reporter=reporter or "Reporting hospital (not named)",
+        reporter=reporter or NOT_NAMED,
         program_version=__version__,
         source_kind="FHIR server" if manifest["source"]["server"] else "FHIR export (folder)",
         attrition=tuple({**row, "kept": int(row["kept"]), "dropped": int(row["dropped"])} for row in attrition),

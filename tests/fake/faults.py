@@ -6,6 +6,7 @@ A fault has a kind:
     stall-first, stall     nothing comes for `seconds` (2), before or after the headers; then the connection is closed
     drip, drip-head        a byte every `seconds` (0.05) of the body, or of all
     slow                   the answer comes `seconds` (0.05) later
+    lose, hold             what was asked is done, and then closed without an answer; after `seconds` (2)
     cut                    half of what Content-Length says
     chunked, chunked-cut   in chunks; without the last one
     unframed, unframed-cut neither length nor chunks; the end cut off, at a line end where there is one
@@ -37,7 +38,19 @@ from fake.store import Resource
 
 BEFORE = ("reset", "drop", "stall-first")
 ON_THE_WIRE = (
-    *("cut", "chunked", "chunked-cut", "unframed", "unframed-cut", "drip", "drip-head", "stall", "slow"),
+    *(
+        "cut",
+        "chunked",
+        "chunked-cut",
+        "unframed",
+        "unframed-cut",
+        "drip",
+        "drip-head",
+        "stall",
+        "slow",
+        "lose",
+        "hold",
+    ),
     *("gzip-two", "gzip-cut", "gzip-half"),
 )
 _PAGE = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body>PHI-CANARY</body></html>"

@@ -20,6 +20,7 @@ from urllib.parse import urlencode, urlsplit
 from fake.faults import BEFORE, ON_THE_WIRE, Fault, outcome, pack, spoil
 from fake.requests import Answer, Request
 from fake.store import Resource, Store, Stored, make_test
+from fake.writes import WRITTEN, Writes
 
 SEARCH_PARAMETERS = {
     "Patient": ("_id", "identifier", "link"),
@@ -101,6 +102,7 @@ class FakeServer:
         self.text_as_code = False  # takes `code:text` for `code`
         self.text_indexed = True  # else a code in words alone is found by `code:missing` alone
         self.hidden: set[str] = set()  # ids that a search by patient leaves out
+        self.writes: Writes | None = None  # takes what is written, which it does not without
         self.modes = True
         self.blanks = 0  # so many make a page longer
         self.needs_category = False
@@ -220,6 +222,8 @@ class FakeServer:
             )
         if not urlsplit(request.path).path.startswith("/fhir"):
             return Answer(404, outcome("not-found"))
+        if self.writes is not None and (answer := self.writes.take(self.store, request, self.now())) is not None:
+            return answer
         if request.method not in ("GET", "POST") or (request.method == "POST" and not self.posts):
             return Answer(405, outcome("not-supported"))
         if request.segments == ["metadata"]:
@@ -314,19 +318,23 @@ class FakeServer:
                 "searchParam": [
                     {"name": name}
                     for name in (
-                        *SEARCH_PARAMETERS.get(kind, ("_id", "patient", "subject")),
+                        *{**SEARCH_PARAMETERS, **(WRITTEN if self.writes else {})}.get(
+                            kind, ("_id", "patient", "subject")
+                        ),
                         "_lastUpdated",
                         *(("_total",) if self.totals == "asked" else ()),
                     )
                 ],
+                **(self.writes.declared() if self.writes else {}),
             }
-            for kind in self.types
+            for kind in (*self.types, *(self.writes.types if self.writes else ()))
         ]
+        more = {"interaction": [{"code": "transaction"}]} if self.writes and self.writes.transactions else {}
         return {
             "resourceType": "CapabilityStatement",
             "fhirVersion": self.version,
             "software": {"name": "fake", "version": "1"},
-            "rest": [{"mode": "server", "resource": resources} if self.lists_types else {"mode": "server"}],
+            "rest": [{"mode": "server", **more, **({"resource": resources} if self.lists_types else {})}],
         }
 
 
@@ -428,7 +436,9 @@ class _Connection(socketserver.StreamRequestHandler):
             headers["Content-Length"] = str(len(body))
         lines = [f"HTTP/1.1 {answer.status} X", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
         head = "\r\n".join(lines).encode("latin-1")
-        if kind == "stall":
+        if kind in ("lose", "hold"):
+            self.fake.wait(seconds if kind == "hold" else 0)
+        elif kind == "stall":
             self.wfile.write(head)
             self.fake.wait(seconds)
         elif kind in ("drip", "drip-head"):

@@ -173,6 +173,8 @@ def make_test(
         return lambda one: any(
             f"{i.get('system')}|{i.get('value')}" in wanted for i in one.resource.get("identifier", ())
         )
+    if name in ("url", "version"):
+        return lambda one: str(one.resource.get(name)) in wanted
     if name == "link":
         return lambda one: any(link["other"].get("reference") in wanted for link in one.resource.get("link", ()))
     if name == "category:missing":

@@ -68,6 +68,7 @@ _RETRIED = (408, 429, 500, 502, 503, 504)
 _REDIRECTS = (301, 302, 303, 307, 308)
 _PORTS = {"http": 80, "https": 443}
 _BOM = b"\xef\xbb\xbf"
+_ELEMENT = re.compile(rb'"resourceType":\s?"([A-Za-z]{1,40})"|"([A-Za-z]{1,40})"\s*:')
 _Origin = tuple[str, str, int]
 
 
@@ -83,6 +84,10 @@ class RefusedError(IncompleteError):
 
 class ForbiddenError(SignInError):
     """The server knows us and does not let us have this one thing (403)."""
+
+
+class LostError(NetworkError):
+    """What was sent may have been taken by the server or not: no whole answer came."""
 
 
 class _AgainError(Exception):
@@ -457,13 +462,18 @@ class FhirClient:
     def send(
         self, method: str, url_or_path: str, body: bytes, headers: Mapping[str, str], expect: Collection[int] = ()
     ) -> Answer:
-        """Send something that changes the server, once and never again; statuses in `expect` come back as answers."""
+        """Send something that changes the server, once and never again; statuses in `expect` come back as answers.
+
+        Raises LostError where it was sent and no whole answer came; NetworkError where it never left; else as `get`.
+        """
         url = self.url(url_or_path)
         try:
             return self._once(method, url, body, {**({"Content-Type": FHIR_JSON} if body else {}), **headers}, expect)
         except _AgainError as again:
             where = f"{self.host}, {self.shown(url)}"
-            raise NetworkError(f"{where}: {again.reason}; whether the server took it is not known") from again
+            if again.unreachable:
+                raise NetworkError(f"{where}: {again.reason}; nothing was sent, run again later") from again
+            raise LostError(f"{where}: {again.reason}; whether the server took it is not known") from again
 
     def pause(self, url: str, reason: str, attempt: int, wait: float | None = None) -> None:
         """Wait as after a failed attempt (`attempt` counts from 0), where a caller finds that an answer will pass.
@@ -538,6 +548,8 @@ class FhirClient:
     def shown(self, url: str) -> str:
         """The first part of a path below the base, where we have asked for it: a type or operation, no id and no query."""
         part = self._part(url)
+        if url == self.base:
+            return "transaction"
         return part if part in self._asked and re.fullmatch(r"\$?[A-Za-z_-]{1,40}", part) else "a page"
 
     def _part(self, url: str) -> str:
@@ -647,6 +659,8 @@ class FhirClient:
             url = ""
         if not headers.get("location") or not self._may_ask(url):
             raise IncompleteError(f"{where}: the server redirects to another origin; give the base URL it points to")
+        if method != "GET" and not (self.is_own(url) or asked.endswith("/_search")):
+            raise IncompleteError(f"{where}: the server redirects a {method} to another origin; nothing was sent there")
         if method != "GET" and status not in (307, 308):
             raise IncompleteError(f"{where}: the server redirects a {method}; give the base URL it points to")
         return url
@@ -657,9 +671,7 @@ class FhirClient:
             outcome = strict.parse(answer.body.removeprefix(_BOM))
         except ValueError:
             outcome = None
-        sent = body.decode("utf-8", "replace") if body else urlsplit(answer.url).query
-        names = {name for name, _ in parse_qsl(sent, keep_blank_values=True)} if len(sent) < _CHUNK else set()
-        names &= names if body else self._asked  # a link of the server may name whom it likes
+        names = _names_in(body) if body else self._asked & _names_in(urlsplit(answer.url).query.encode())
         words = said(outcome, {*names, *(name.partition(":")[0] for name in names), self.shown(answer.url)})
         shown = f"{answer.status} ({words})" if words else f"{answer.status}"
         if answer.status in _RETRIED:
@@ -833,6 +845,17 @@ class _Sent:
                 if not total:
                     since, since_then = now, 0
             yield chunk
+
+
+def _names_in(sent: bytes) -> set[str]:
+    """What we named in a request, which the server may therefore repeat: parameters, or the elements of a resource."""
+    if sent[:1] == b"{":
+        return {name.decode() for pair in _ELEMENT.findall(sent) for name in pair if name}
+    return (
+        {name for name, _ in parse_qsl(sent.decode("utf-8", "replace"), keep_blank_values=True)}
+        if len(sent) < _CHUNK
+        else set()
+    )
 
 
 def _key(method: str, url: str, body: bytes | None) -> str:

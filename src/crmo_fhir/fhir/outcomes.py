@@ -52,7 +52,7 @@ def said(resource: object, names: Collection[str] = ()) -> str:
     for the rest, which may be an id or a name.
     """
     known = {name.casefold(): name for name in names}
-    texts = []
+    texts, places = [], []
     for issue in _issues(resource):
         if issue.get("severity") not in ("fatal", "error"):
             continue
@@ -64,8 +64,21 @@ def said(resource: object, names: Collection[str] = ()) -> str:
             # Past the first word a capital begins a name, though it be spelt like a plain word.
             plain = word.casefold() if index == 0 else word
             words.append(known.get(word.casefold()) or (plain if plain in _WORDS else "…"))
+        places += _places(issue, set(names))
         shown = re.sub(r"…( …)*", "…", " ".join(words))
         if re.search(r"\w", shown):
             texts.append(shown[:200])
-    codes = ", ".join(issue_codes(resource))
+    codes = " at ".join(filter(None, (", ".join(issue_codes(resource)), ", ".join(dict.fromkeys(places)))))
     return f"{codes}: {'; '.join(dict.fromkeys(texts))}" if texts else codes
+
+
+def _places(issue: dict[str, Any], names: Collection[str]) -> list[str]:
+    """The element paths of an issue (`MeasureReport.group[0].code`) all of whose names are among `names`."""
+    paths = issue.get("expression")
+    return [
+        path
+        for path in (paths if isinstance(paths, list) else [])
+        if isinstance(path, str)
+        and re.fullmatch(r"[A-Z][A-Za-z]+(\.[a-z][A-Za-z]*(\[\d{1,4}\])?)+", path)
+        and set(re.findall(r"[A-Za-z]+", path)) <= set(names)
+    ]

@@ -90,7 +90,7 @@ def search(
 
     The matches are those of the asked type with `search.mode` match, or none where the server gives no modes. Pages are
     kept in the client's journal as they are found good; those of a search that fails are dropped from it again. `fresh`:
-    what the journal has is not taken. `check` raises an IncompleteError where a match is not what was asked for: then the
+    what the journal has is not taken, nor what the server remembers of the same search (HAPI does, for a minute). `check` raises an IncompleteError where a match is not what was asked for: then the
     page is not kept, and no further one is asked for.
     Raises IncompleteError where a page is no searchset, an entry has no resource or id, an outcome is an error, the
     self link lacks a parameter that was sent, a `next` leads off the origin or in circles, a resource is cut down
@@ -116,7 +116,7 @@ def _pages(
     post: bool,
     fresh: bool,
 ) -> Iterator[Match]:
-    headers = dict(_STRICT)
+    headers = {**_STRICT, **({"Cache-Control": "no-cache"} if fresh else {})}
     url, form = client.url(type_name, () if post else params), None
     if post:
         # A search by POST changes nothing, so it may be repeated like a GET.
