@@ -2,7 +2,7 @@
 //
 // fqm-execution knows only stratifiers that answer yes or no. So each stratifier by a value becomes one for each value in
 // `strata` (by id of the stratifier), and one for any other value: `<stratifier>|<value>` and `<stratifier>|`. The comparison
-// with the value is the only thing added to the ELM.
+// with the value is the only thing added to the ELM. And it finds a Library by its url only, not by url|version.
 import { createRequire } from "module";
 
 const require = createRequire(new URL("../cql/package.json", import.meta.url));
@@ -44,6 +44,7 @@ const of = type => bundle.entry.map(e => e.resource).find(r => r.resourceType ==
 const content = of("Library").content.find(c => c.contentType === "application/elm+json");
 const elm = JSON.parse(Buffer.from(content.data, "base64"));
 unfold(of("Measure"), elm, strata);
+of("Measure").library = [of("Library").url];
 content.data = Buffer.from(JSON.stringify(elm)).toString("base64");
 
 const { results } = await Calculator.calculateMeasureReports(bundle, patients, {
