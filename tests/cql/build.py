@@ -2,15 +2,17 @@
 
 Also the expansions of the value sets it names, which engines need where no code system is at hand.
 
-Usage: python tests/cql/build.py [FOLDER of elm.json and elm.xml, default: this one]; see README.md.
+Usage: python tests/cql/build.py; see README.md.
 """
 
 import base64
 import html
 import json
 import re
-import sys
+import subprocess
+import zipfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 Json = dict[str, Any]
@@ -21,6 +23,8 @@ MAPPINGS = HERE.parents[1] / "mappings"
 MEASURES = MAPPINGS / "measures"
 EXPANDED_BY_HAND = ("crmo",)
 """Their expansion is more than can be derived here: every spelling of a code."""
+MODEL_INFO = "info.cqframework:model:3.26.0"
+SYSTEM_MODEL = "org/hl7/elm/r1/system-modelinfo.xml"
 BASE = "https://crmo-fhir.org"
 VERSION = "0.2.0"
 """Of Measure, Library and CQL: raise it in the CQL too whenever a definition changes."""
@@ -245,7 +249,9 @@ def _narrative(body: str) -> Json:
 
 def value_sets() -> list[Path]:
     """The files of the value sets that the CQL names."""
-    names = re.findall(rf"^valueset .*'{BASE}/ValueSet/([a-z0-9-]+)'$", SOURCE.read_text(encoding="utf-8"), re.MULTILINE)
+    names = re.findall(
+        rf"^valueset .*'{BASE}/ValueSet/([a-z0-9-]+)'$", SOURCE.read_text(encoding="utf-8"), re.MULTILINE
+    )
     return [MAPPINGS / "valuesets" / f"{name}.json" for name in names]
 
 
@@ -285,13 +291,27 @@ def _map(name: str) -> Json:
     return loaded
 
 
+def translate(folder: Path, source: Path = SOURCE) -> None:
+    """Translate the CQL into `folder`/elm.json and elm.xml; raises CalledProcessError where the translator finds fault."""
+    if not (HERE / "node_modules").is_dir():
+        subprocess.run(["npm", "ci", "--no-audit", "--no-fund", "--silent"], cwd=HERE, check=True, timeout=600)
+    models = HERE / "modelinfo"
+    if not (models / SYSTEM_MODEL).is_file():
+        goal = ("dependency:copy", f"-Dartifact={MODEL_INFO}", f"-DoutputDirectory={models}")
+        subprocess.run(["mvn", "-B", "-q", *goal], cwd=HERE, check=True, timeout=600)
+        with zipfile.ZipFile(next(models.glob("*.jar"))) as jar:
+            jar.extract(SYSTEM_MODEL, models)
+    subprocess.run(["node", "translate.mjs", str(source), str(folder)], cwd=HERE, check=True, timeout=300)
+
+
 def main() -> None:
     """Write the artifacts."""
     for path in value_sets():
         if path.stem not in EXPANDED_BY_HAND:
             path.write_text(with_expansion(path.read_text(encoding="utf-8")), encoding="utf-8")
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE
-    elm_json, elm_xml = ((folder / name).read_bytes() for name in ("elm.json", "elm.xml"))
+    with TemporaryDirectory() as folder:
+        translate(Path(folder))
+        elm_json, elm_xml = ((Path(folder) / name).read_bytes() for name in ("elm.json", "elm.xml"))
     artifacts = {
         "crmo-treatment-effect": measure(),
         "crmo-treatment-effect-library": library(SOURCE.read_text(encoding="utf-8"), elm_json, elm_xml),

@@ -1,8 +1,8 @@
 """Cohorts in the default encoding, which the CQL of the Measure reads.
 
 One MedicationStatement a course, one Condition a focus, judged effects as Observations that point at the course.
-`generated(seed)` invents one at random, with every rule of the CQL met on both sides and at its limit; `demonstration`
-tells the published cohort (`fixtures/published`) in this encoding, among the other children of `fixtures/demonstration` as
+`generated(seed)` invents one at random, with every rule of the CQL met on both sides and at its limit; `published` tells
+the published cohort (`fixtures/published`) in this encoding, `surroundings` are the other children of the demonstration as
 they are. Nothing of the program is used; one seed gives one cohort on every machine.
 """
 
@@ -14,8 +14,8 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-from servers.records import Resource
-from support import ROOT
+from servers.records import Resource, resources
+from support import DEMONSTRATION, ROOT
 
 ICD10 = "http://hl7.org/fhir/sid/icd-10"
 ICD10CM = "http://hl7.org/fhir/sid/icd-10-cm"
@@ -177,18 +177,23 @@ class Chart:
 # ------------------------------------------------------------------------------------------------------------ demonstration
 
 
-def demonstration(theirs: Iterable[Resource], cohort: frozenset[str]) -> list[Resource]:
-    """The published cohort in the default encoding, and of `theirs` the records of children outside `cohort` (Patient ids)."""
+def published() -> list[Resource]:
+    """The published cohort in the default encoding."""
     tables = {
         name: list(csv.DictReader((ROOT / "fixtures" / "published" / f"{name}.csv").read_text("utf-8").splitlines()))
         for name in ("patients", "foci", "courses")
     }
-    charts = {row["patient"]: _published(row, tables) for row in tables["patients"]}
-    ours = [resource for chart in charts.values() for resource in chart.resources]
-    return ours + [r for r in theirs if _patient_of(r) not in cohort]
+    return [resource for row in tables["patients"] for resource in _published(row, tables).resources]
 
 
-def _patient_of(resource: Resource) -> str:
+def surroundings(candidates: frozenset[str], cohort: frozenset[str]) -> list[Resource]:
+    """The records of the demonstration's `candidates` outside its `cohort` (Patient ids), with what they refer to."""
+    known = ((patient_of(r), r) for r in resources(DEMONSTRATION))
+    return [r for about, r in known if about not in cohort and (about in candidates or not about)]
+
+
+def patient_of(resource: Resource) -> str:
+    """The id of the Patient a record is about, empty for a record about nobody."""
     if resource["resourceType"] == "Patient":
         return str(resource["id"])
     about = resource.get("subject") or resource.get("patient") or {}
@@ -235,7 +240,7 @@ SINCE, UNTIL = date(2002, 1, 1), date(2011, 12, 31)
 """The dates of diagnosis that a generated cohort is about."""
 
 
-def generated(seed: int, children: int = 70) -> list[Resource]:
+def generated(seed: int, children: int = 50) -> list[Resource]:
     """A random cohort, with children around it that must not enter."""
     rng = random.Random(seed)
     return [r for number in range(children) for r in _Child(rng, f"c{seed}-{number:03d}").told()]
@@ -291,7 +296,9 @@ class _Child:
             return {"recordedDate": rng.choice([day.isoformat(), f"{day.isoformat()}T12:30:00+01:00"]), **onset}
         if way < 0.75:
             status = rng.choice(["finished", "finished", "finished", "cancelled"])
-            visit = self.chart.add("Encounter", status=status, period={"start": day.isoformat()}, **{"class": {"code": "AMB"}})
+            visit = self.chart.add(
+                "Encounter", status=status, period={"start": day.isoformat()}, **{"class": {"code": "AMB"}}
+            )
             return {"encounter": {"reference": f"Encounter/{visit['id']}"}, "onsetDateTime": later}
         if way < 0.9:
             return {"onsetDateTime": day.isoformat()}
@@ -300,7 +307,9 @@ class _Child:
     def conditions(self) -> None:
         rng, chart = self.rng, self.chart
         self.crmo = []
-        first = rng.choice(["confirmed"] * 14 + [None, None, "provisional", "refuted", "entered-in-error", "differential"])
+        first = rng.choice(
+            ["confirmed"] * 14 + [None, None, "provisional", "refuted", "entered-in-error", "differential"]
+        )
         for number in range(rng.choice([1, 1, 1, 2, 2, 3, 4, 5])):
             status = first if number == 0 else rng.choice(["confirmed"] * 8 + [None, "provisional", "entered-in-error"])
             bone = rng.choice(BONES[rng.choice(list(BONES))]) if self.chance(0.85) else rng.choice(["", "", NO_BONE])

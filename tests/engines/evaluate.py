@@ -16,6 +16,8 @@ from urllib.request import Request, urlopen
 from cql import build
 from servers.records import Resource
 
+from engines.cohorts import patient_of
+
 Counts = dict[tuple[str, str, str, str], int]
 """(group, stratifier, stratum, population) → count; stratifier and stratum are empty for the group as a whole."""
 
@@ -59,14 +61,18 @@ def load_measure(base: str, measure: Resource, library: Resource) -> None:
     validators of R4 refuse beside `code`; and it expands a value set by `compose`, whose filters need code systems that
     are not there, so what is expanded is listed there.
     """
-    ours = deepcopy(measure)
-    for group in ours["group"]:
+    for resource in (*map(_enumerated, value_sets()), library, with_components(measure)):
+        put(base, resource)
+
+
+def with_components(measure: Resource) -> Resource:
+    """The Measure with each stratifier's code and criteria in a component."""
+    changed = deepcopy(measure)
+    for group in changed["group"]:
         for stratifier in group["stratifier"]:
-            stratifier["component"] = [
-                {"id": f"{stratifier['id']}-value", "code": stratifier.pop("code"), "criteria": stratifier.pop("criteria")}
-            ]
-    for resource in (*map(_enumerated, value_sets()), library, ours):
-        send(base, "PUT", f"{resource['resourceType']}/{resource['id']}", resource)
+            moved = {name: stratifier.pop(name) for name in ("code", "criteria")}
+            stratifier["component"] = [{"id": f"{stratifier['id']}-value", **moved}]
+    return changed
 
 
 def _enumerated(value_set: Resource) -> Resource:
@@ -98,6 +104,11 @@ def evaluate_by_hapi(base: str, measure: Resource, group: str, period: Mapping[s
     return send(base, "GET", f"Measure/{measure['id']}/$evaluate-measure?{query}")
 
 
+def put(base: str, resource: Resource) -> None:
+    """Write a resource under its own id."""
+    send(base, "PUT", f"{resource['resourceType']}/{resource['id']}", resource)
+
+
 def send(base: str, method: str, path: str, body: Resource | None = None) -> Resource:
     """Ask a FHIR server; raises HTTPError where it refuses."""
     request = Request(
@@ -117,11 +128,14 @@ def send(base: str, method: str, path: str, body: Resource | None = None) -> Res
 def evaluate_by_fqm(
     measure: Resource, library: Resource, resources: Iterable[Resource], period: Mapping[str, str], counts: Counts
 ) -> Resource:
-    """The report of fqm-execution; the strata it is asked for are those in `counts` (see execute.mjs)."""
-    strata: dict[str, list[str]] = defaultdict(list)
-    for group in measure["group"]:
-        for stratifier in group["stratifier"]:
-            strata[stratifier["id"]] = sorted({s for _, name, s, _ in counts if name == stratifier["id"]})
+    """The report of fqm-execution; the strata it is asked for are those in `counts` (see execute.mjs), all others in one.
+
+    Without strata it gets the Measure's own stratifiers.
+    """
+    strata = {
+        name: sorted({stratum for _, cut, stratum, _ in counts if cut == name})
+        for name in sorted({cut for _, cut, _, _ in counts} - {""})
+    }
     entries = [{"resource": r} for r in (measure, library, *value_sets())]
     asked = {
         "bundle": {"resourceType": "Bundle", "type": "collection", "entry": entries},
@@ -147,15 +161,9 @@ def evaluate_by_fqm(
 def _by_patient(resources: Iterable[Resource]) -> Iterable[Resource]:
     charts: dict[str, list[Resource]] = defaultdict(list)
     for resource in resources:
-        charts[patient_of(resource)].append(resource)
+        if about := patient_of(resource):
+            charts[about].append(resource)
     return (
         {"resourceType": "Bundle", "type": "collection", "entry": [{"resource": r} for r in chart]}
         for _, chart in sorted(charts.items())
     )
-
-
-def patient_of(resource: Resource) -> str:
-    """The id of the Patient a record is about."""
-    if resource["resourceType"] == "Patient":
-        return str(resource["id"])
-    return str(resource["subject"]["reference"]).partition("/_history/")[0].rpartition("/")[2]

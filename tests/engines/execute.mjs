@@ -8,7 +8,8 @@ import { createRequire } from "module";
 const require = createRequire(new URL("../cql/package.json", import.meta.url));
 const { Calculator } = require("fqm-execution");
 
-const text = value => ({ type: "Literal", valueType: "{urn:hl7-org:elm-types:r1}String", value });
+const types = "{urn:hl7-org:elm-types:r1}";
+const text = value => ({ type: "Literal", valueType: `${types}String`, value });
 const equals = (one, value) => ({ type: "Equal", operand: [one, text(value)] });
 const either = (one, two) => ({ type: "Or", operand: [one, two] });
 const not = one => ({ type: "Not", operand: [one] });
@@ -26,10 +27,10 @@ function statement(name, group, expression, condition) {
 function unfold(measure, elm, strata) {
   for (const group of measure.group) {
     group.stratifier = group.stratifier.flatMap(stratifier => {
-      const values = strata[stratifier.id];
+      const values = strata[stratifier.id] ?? [];
       return [...values, ""].map(value => {
         const id = `${stratifier.id}|${value}`;
-        const other = one => not(values.map(v => equals(one, v)).reduce(either));
+        const other = one => not(values.map(v => equals(one, v)).reduce(either, { type: "Literal", valueType: `${types}Boolean`, value: "false" }));
         elm.library.statements.def.push(statement(id, group, stratifier.criteria.expression, value ? one => equals(one, value) : other));
         return { id, criteria: { language: "text/cql", expression: id } };
       });
@@ -43,7 +44,7 @@ const { bundle, patients, period, strata } = JSON.parse(input);
 const of = type => bundle.entry.map(e => e.resource).find(r => r.resourceType === type);
 const content = of("Library").content.find(c => c.contentType === "application/elm+json");
 const elm = JSON.parse(Buffer.from(content.data, "base64"));
-unfold(of("Measure"), elm, strata);
+if (Object.keys(strata).length) unfold(of("Measure"), elm, strata);
 of("Measure").library = [of("Library").url];
 content.data = Buffer.from(JSON.stringify(elm)).toString("base64");
 
