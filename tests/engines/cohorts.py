@@ -338,14 +338,14 @@ class _Child:
         rng = self.rng
         if self.chance(0.85):
             for _ in range(rng.choice([1, 1, 2, 3])):
-                self.course("NSAID", rng.choice([-91, -90, -20, 0, 5, 30]))
+                self.course("NSAID", rng.choice([-91, -90, -20, 0, 5, 30, 30]))
         if self.chance(0.65):
             for _ in range(rng.choice([1, 1, 1, 2])):
-                self.course("MTX", rng.choice([-120, 0, 40, 200, 400, 800]))
+                self.course("MTX", rng.choice([-120, 0, 40, 200, 600, 900, 1200]))
         if self.chance(0.6):
             tnf = rng.sample(list(AGENTS["TNF"]), 3)
             for agent in rng.choice([tnf[:1], tnf[:2], tnf, [*tnf[:2], tnf[0]], [tnf[0], tnf[0]], [*tnf, tnf[1]]]):
-                self.course("TNF", rng.choice([60, 200, 500, 900]), agent)
+                self.course("TNF", rng.choice([60, 300, 700, 1000, 1300]), agent)
         for drug_class, probability in (("BP", 0.12), ("GC", 0.35), ("SSZ", 0.1), ("NONE", 0.2)):
             if self.chance(probability):
                 self.course(drug_class, rng.choice([0, 100, 300, 420, 700]))
@@ -392,7 +392,7 @@ class _Child:
             more["dosage"] = [{"route": concept((SNOMED, "12130007"))}]
         taken = self.chart.statement(rng.choice(AGENTS[drug_class][agent]), status, start, end, **more)
         if start and drug_class in ("NSAID", "MTX", "TNF"):
-            self.judgements(taken, start, end)
+            self.judgements(taken, start, end, favourable=9 if drug_class == "NSAID" else 5)
 
     def reason(self, more: dict[str, Any]) -> None:
         """What a drug was given for: nothing said, CRMO or SAPHO, another disease, both, or a mere symptom."""
@@ -409,17 +409,17 @@ class _Child:
             pairs = {"code": CRMO + SAPHO, "neutral": NEUTRAL, "other-code": OTHER_DISEASE}[way]
             more["reasonCode"] = [concept(rng.choice(pairs))]
 
-    def judgements(self, taken: Resource, start: date, end: date | None) -> None:
+    def judgements(self, taken: Resource, start: date, end: date | None, favourable: int) -> None:
         rng = self.rng
         until = end or start + days(400)
         for kind in ("treatment-effect", "mri-change"):
-            for _ in range(rng.choice([0, 1, 1, 1, 2] if kind == "treatment-effect" else [0, 0, 1, 1, 2])):
+            for _ in range(rng.choice([0, 1, 1, 2, 2, 3] if kind == "treatment-effect" else [0, 0, 1, 1, 2])):
                 inside = start + days(rng.randint(0, max((until - start).days, 0)))
-                near = [inside] * 8 + [start, start - days(1), until + days(180), until + days(181), until]
+                near = [inside] * 12 + [start, start - days(1), until + days(180), until + days(181), until]
                 near += [s + days(n) for s in sorted(self.starts) for n in (0, 1) if s > start][:4]
                 day = rng.choice(near)
                 for _ in range(2 if self.chance(0.1) else 1):
-                    answer = rng.choice(ANSWERS[kind][rng.choice([True] * 5 + [False] * 4 + [None])])
+                    answer = rng.choice(ANSWERS[kind][rng.choice([True] * favourable + [False] * 4 + [None])])
                     status = rng.choice(["final"] * 8 + ["amended", "preliminary", "registered", "entered-in-error"])
                     self.chart.judgement(kind, answer, day, status=status, **self.links(taken))
 
