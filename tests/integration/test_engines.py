@@ -194,6 +194,23 @@ def test_the_cohorts_meet_what_must_be_told_apart(cases):
     assert empty == ["tnfi-clinical", "tnfi-mri"]
 
 
+@pytest.mark.parametrize(
+    ("key", "count"),
+    [
+        (("tnfi-clinical", "", "", "numerator"), 17),
+        (("tnfi-clinical", "tnfi-clinical-line", "2", "denominator"), 11),
+        (("tnfi-clinical", "tnfi-clinical-agent", "golimumab", "denominator"), 1),
+        (("tnfi-mri", "tnfi-mri-sex", "female", "initial-population"), 1),
+        (("foci", "foci-bone", "unknown", "initial-population"), 1),
+    ],
+)
+def test_a_count_that_is_not_ours_is_found(cases, key, count):
+    ours = cases["demonstration"].counts
+    assert ours.get(key) != count
+    with pytest.raises(AssertionError):
+        same_counts(ours, {**ours, key: count})
+
+
 # --------------------------------------------------------------------------------------------------------------------- HAPI
 
 
