@@ -16,6 +16,7 @@ from typing import Any
 
 from crmo_fhir.errors import CrmoFhirError, IntegrityError, UsageError
 from crmo_fhir.fhir.codings import ATC, BASE, SNOMED, CodeMap, CodeSet, Coding, Systems, extension
+from crmo_fhir.model.tables import UNSPECIFIED
 
 EXTENDS = f"{BASE}/StructureDefinition/extends"
 AGENT = f"{BASE}/CodeSystem/agent"
@@ -125,7 +126,7 @@ class Artifacts:
         for name, drug_class in _class_sets(self._resource(_url("ConceptMap", "drug-class"))):
             if self.value_set(name).holds(code):
                 substance = code.system == ATC and len(code.code) == _ATC_SUBSTANCE_LENGTH
-                return (code.code if substance else f"{drug_class}-unspecified").lower(), drug_class
+                return (code.code if substance else f"{drug_class}{UNSPECIFIED}").lower(), drug_class
         return None
 
     def _of_type(self, resource_type: str) -> Iterator[Resource]:

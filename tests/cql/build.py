@@ -1,22 +1,32 @@
 """Write the Measure and the Library of mappings/measures from CrmoTreatmentEffect.cql and its translation.
 
-Usage: python tests/cql/build.py [FOLDER of elm.json and elm.xml, default: this one]; see README.md.
+Also the expansions of the value sets it names, which engines need where no code system is at hand.
+
+Usage: python tests/cql/build.py; see README.md.
 """
 
 import base64
 import html
 import json
-import sys
+import re
+import subprocess
+import zipfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 Json = dict[str, Any]
 
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE / "CrmoTreatmentEffect.cql"
-MEASURES = HERE.parents[1] / "mappings" / "measures"
+MAPPINGS = HERE.parents[1] / "mappings"
+MEASURES = MAPPINGS / "measures"
+EXPANDED_BY_HAND = ("crmo",)
+"""Their expansion is more than can be derived here: every spelling of a code."""
+MODEL_INFO = "info.cqframework:model:3.26.0"
+SYSTEM_MODEL = "org/hl7/elm/r1/system-modelinfo.xml"
 BASE = "https://crmo-fhir.org"
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 """Of Measure, Library and CQL: raise it in the CQL too whenever a definition changes."""
 DESCRIPTION = (
     "Treatment-effect table of children with chronic recurrent multifocal osteomyelitis (CRMO/CNO): sufficient clinical "
@@ -102,6 +112,12 @@ GROUPS = (
     ),
 )
 """Id, basis, text, description and stratifiers of each group; the expressions are named after them."""
+TRAITS = (
+    "http://hl7.org/fhir/uv/cqm/StructureDefinition/cqm-",
+    "http://hl7.org/fhir/us/cqfmeasures/StructureDefinition/cqfm-",
+)
+"""Basis, scoring and notation stand on each group, under the name of either guide: R4 has them on the whole Measure only,
+and some engines know only the second name."""
 COUNTED_ONLY = ("cohort", "foci")
 POPULATIONS = {
     "initial-population": "Initial Population",
@@ -138,7 +154,7 @@ def measure() -> Json:
         "publisher": "crmo-fhir",
         "description": DESCRIPTION,
         "usage": USAGE,
-        "library": [f"{BASE}/Library/crmo-treatment-effect|{VERSION}"],
+        "library": [f"{BASE}/Library/CrmoTreatmentEffect|{VERSION}"],
         "type": [_terminology("measure-type", "outcome", "Outcome")],
         "group": [_group(*group) for group in GROUPS],
     }
@@ -151,7 +167,7 @@ def library(cql: str, elm_json: bytes, elm_xml: bytes) -> Json:
         "resourceType": "Library",
         "id": "crmo-treatment-effect",
         "text": _narrative(f"<p>{html.escape(LIBRARY_DESCRIPTION)}</p><pre>{html.escape(cql)}</pre>"),
-        "url": f"{BASE}/Library/crmo-treatment-effect",
+        "url": f"{BASE}/Library/CrmoTreatmentEffect",
         "version": VERSION,
         "name": "CrmoTreatmentEffect",
         "title": "Treatment effect in CRMO/CNO: criteria",
@@ -167,14 +183,15 @@ def library(cql: str, elm_json: bytes, elm_xml: bytes) -> Json:
 def _group(group: str, basis: str, text: str, description: str, cuts: tuple[str, ...]) -> Json:
     counted_only = group in COUNTED_ONLY
     scoring = ("cohort", "Cohort") if counted_only else ("proportion", "Proportion")
-    extensions: list[Json] = [
-        _link_id("Measure.group", group),
-        _cqm("populationBasis", valueCode=basis),
-        _cqm("scoring", valueCodeableConcept=_terminology("measure-scoring", *scoring)),
-    ]
+    traits: dict[str, Json] = {
+        "populationBasis": {"valueCode": basis},
+        "scoring": {"valueCodeableConcept": _terminology("measure-scoring", *scoring)},
+    }
     if not counted_only:
         notation = _terminology("measure-improvement-notation", "increase", "Increased score indicates improvement")
-        extensions.append(_cqm("improvementNotation", valueCodeableConcept=notation))
+        traits["improvementNotation"] = {"valueCodeableConcept": notation}
+    extensions = [_link_id("Measure.group", group)]
+    extensions += [{"url": url + name, **value} for url in TRAITS for name, value in traits.items()]
     return {
         "id": group,
         "extension": extensions,
@@ -226,18 +243,75 @@ def _link_id(path: str, value: str) -> Json:
     return {"url": f"http://hl7.org/fhir/5.0/StructureDefinition/extension-{path}.linkId", "valueString": value}
 
 
-def _cqm(name: str, **value: Any) -> Json:
-    return {"url": f"http://hl7.org/fhir/uv/cqm/StructureDefinition/cqm-{name}", **value}
-
-
 def _narrative(body: str) -> Json:
     return {"status": "generated", "div": f'<div xmlns="http://www.w3.org/1999/xhtml">{body}</div>'}
 
 
+def value_sets() -> list[Path]:
+    """The files of the value sets that the CQL names."""
+    names = re.findall(
+        rf"^valueset .*'{BASE}/ValueSet/([a-z0-9-]+)'$", SOURCE.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    return [MAPPINGS / "valuesets" / f"{name}.json" for name in names]
+
+
+def expansion(value_set: Json) -> list[Json]:
+    """What a value set holds: the codes it lists, the roots of its filters, and the codes known for agents of its class."""
+    drugs, agents = _map("drug-class"), _map("agent")
+    drug_class = drugs["group"][1]["element"]
+    own = next((e["target"][0]["code"] for e in drug_class if e["code"] == value_set["id"]), None)
+    names = {e["code"] for e in drugs["group"][0]["element"] if e["target"][0]["code"] == own}
+    found: dict[tuple[str, str], Json] = {}
+    for part in value_set["compose"]["include"]:
+        listed = [*part.get("concept", ()), *({"code": f["value"]} for f in part.get("filter", ()))]
+        for concept in listed:
+            found[part["system"], concept["code"]] = concept
+    for group in agents["group"]:
+        for element in group["element"]:
+            if element["target"][0]["code"] in names:
+                found[group["source"], element["code"]] = element
+    return [
+        {"system": system, "code": code, **({"display": c["display"]} if "display" in c else {})}
+        for (system, code), c in found.items()
+    ]
+
+
+def with_expansion(text: str) -> str:
+    """The text of a value set's file with its expansion, one code a line; the rest stays as it is written."""
+    value_set = json.loads(text)
+    head = text[: text.index(',\n  "expansion"')] if "expansion" in value_set else text.rstrip()[:-1].rstrip()
+    lines = [f"      {json.dumps(one, ensure_ascii=False)}" for one in expansion(value_set)]
+    stamp = json.dumps(value_set["date"])
+    contains = ",\n".join(lines)
+    return f'{head},\n  "expansion": {{\n    "timestamp": {stamp},\n    "contains": [\n{contains}\n    ]\n  }}\n}}\n'
+
+
+def _map(name: str) -> Json:
+    loaded: Json = json.loads((MAPPINGS / "conceptmaps" / f"{name}.json").read_text(encoding="utf-8"))
+    return loaded
+
+
+def translate(folder: Path, source: Path = SOURCE) -> None:
+    """Translate the CQL into `folder`/elm.json and elm.xml; raises CalledProcessError where the translator finds fault."""
+    if not (HERE / "node_modules").is_dir():
+        subprocess.run(["npm", "ci", "--no-audit", "--no-fund", "--silent"], cwd=HERE, check=True, timeout=600)
+    models = HERE / "modelinfo"
+    if not (models / SYSTEM_MODEL).is_file():
+        goal = ("dependency:copy", f"-Dartifact={MODEL_INFO}", f"-DoutputDirectory={models}")
+        subprocess.run(["mvn", "-B", "-q", *goal], cwd=HERE, check=True, timeout=600)
+        with zipfile.ZipFile(next(models.glob("*.jar"))) as jar:
+            jar.extract(SYSTEM_MODEL, models)
+    subprocess.run(["node", "translate.mjs", str(source), str(folder)], cwd=HERE, check=True, timeout=300)
+
+
 def main() -> None:
-    """Write both artifacts."""
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE
-    elm_json, elm_xml = ((folder / name).read_bytes() for name in ("elm.json", "elm.xml"))
+    """Write the artifacts."""
+    for path in value_sets():
+        if path.stem not in EXPANDED_BY_HAND:
+            path.write_text(with_expansion(path.read_text(encoding="utf-8")), encoding="utf-8")
+    with TemporaryDirectory() as folder:
+        translate(Path(folder))
+        elm_json, elm_xml = ((Path(folder) / name).read_bytes() for name in ("elm.json", "elm.xml"))
     artifacts = {
         "crmo-treatment-effect": measure(),
         "crmo-treatment-effect-library": library(SOURCE.read_text(encoding="utf-8"), elm_json, elm_xml),

@@ -1,10 +1,10 @@
-// Translates CrmoTreatmentEffect.cql to ELM (elm.json, elm.xml in the folder given); exit 1 if the translator complains.
+// node translate.mjs CQL FOLDER: translates CQL to ELM (elm.json, elm.xml in FOLDER); exit 1 if the translator complains.
 import fs from "fs";
 import path from "path";
 import { CqlCompilerOptions, CqlTranslator, LibraryManager, ModelManager, createModelInfoProvider, createUcumService, stringAsSource } from "@cqframework/cql/cql-to-elm";
 
 const here = import.meta.dirname ?? path.dirname(new URL(import.meta.url).pathname);
-const out = process.argv[2] ?? here;
+const [source, out] = process.argv.slice(2);
 const read = name => fs.readFileSync(path.join(here, name), "utf8");
 const models = {
   FHIR: read("node_modules/cql-exec-fhir/lib/modelInfos/fhir-modelinfo-4.0.1.xml"),
@@ -16,7 +16,7 @@ modelManager.modelInfoLoader.registerModelInfoProvider(
 const options = new CqlCompilerOptions();
 options.setOptions([CqlCompilerOptions.Options.DisableListDemotion, CqlCompilerOptions.Options.DisableListPromotion]);
 const libraries = new LibraryManager(modelManager, options, undefined, createUcumService(value => value, () => null, a => a, a => a));
-const translator = CqlTranslator.fromText(read("CrmoTreatmentEffect.cql"), libraries);
+const translator = CqlTranslator.fromText(fs.readFileSync(source, "utf8"), libraries);
 
 const elm = JSON.parse(translator.toJson());
 // "membership" is a hint about performance that holds for every `in` of a value set

@@ -172,6 +172,27 @@ def test_e28_a_sufficient_course_may_still_end_in_a_switch():
     assert figure(cohort, "tnfi-clinical", "line", "2") == (0, 1)
 
 
+def test_a_tnf_inhibitor_of_no_known_name_is_in_the_stratum_unknown_of_agent_and_line():
+    cohort = tell(
+        exposure="""
+        source                | agent           | drug_class | start      | end
+        MedicationStatement/1 | tnf-unspecified | TNF        | 2005-01-01 | 2005-12-31
+        MedicationStatement/2 | adalimumab      | TNF        | 2006-01-01 | 2006-12-31
+        """,
+        observed="value|date|part_of\nsufficient|2005-06-01|MedicationStatement/1\ninsufficient|2006-06-01|MedicationStatement/2",
+    )
+    assert figure(cohort, "tnfi-clinical", "agent", "unknown") == (1, 1)
+    assert figure(cohort, "tnfi-clinical", "line", "unknown") == (1, 1)
+    assert figure(cohort, "tnfi-clinical", "line", "2") == (0, 1)
+
+
+def test_the_stratum_unknown_of_the_tnf_courses_is_there_when_it_holds_none():
+    cohort = tell(exposure=ADALIMUMAB, observed="value|date\nsufficient|2005-06-01")
+    for group in ("tnfi-clinical", "tnfi-mri"):
+        assert figure(cohort, group, "agent", "unknown") == (0, 0)
+        assert figure(cohort, group, "line", "unknown") == (0, 0)
+
+
 def test_several_methotrexate_courses_count_as_one_child():
     cohort = tell(
         exposure="agent|start|end\nmethotrexate|2005-01-01|2005-12-31\nmethotrexate|2007-01-01|2007-12-31",

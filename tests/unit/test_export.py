@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+import re
 from dataclasses import replace
 from datetime import date
 from fractions import Fraction
@@ -16,16 +17,19 @@ from cql import build as cql_build
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crmo_fhir.artifacts import Artifacts
 from crmo_fhir.errors import IncompleteError, IntegrityError, UsageError
 from crmo_fhir.export.measure_report import build_measure_report, checked, to_json
 from crmo_fhir.export.report import report_html
 from crmo_fhir.export.results import read_results, results_csv
 from crmo_fhir.export.table1 import TREATMENT_GROUPS, compare, round_half_away, table1_csv
+from crmo_fhir.fhir.codings import SNOMED, Coding
 from crmo_fhir.model.parameters import Parameters
 from crmo_fhir.model.results import Result
 from crmo_fhir.model.study import Study
 
-MEASURES = Path(__file__).parents[2] / "mappings" / "measures"
+MAPPINGS = Path(__file__).parents[2] / "mappings"
+MEASURES = MAPPINGS / "measures"
 MEASURE: dict[str, Any] = json.loads((MEASURES / "crmo-treatment-effect.json").read_text(encoding="utf-8"))
 LIBRARY: dict[str, Any] = json.loads((MEASURES / "crmo-treatment-effect-library.json").read_text(encoding="utf-8"))
 
@@ -319,6 +323,66 @@ def test_the_library_defines_what_the_measure_names() -> None:
     assert elm["identifier"] == {"id": LIBRARY["name"], "version": LIBRARY["version"]}
 
 
+def test_the_value_sets_carry_the_expansions_of_the_build_script() -> None:
+    found = cql_build.value_sets()
+    assert {path.stem for path in found} >= {"crmo", "sapho", "nsaid", "mtx", "tnf", "bp", "gc"}
+    for path in found:
+        text = path.read_text(encoding="utf-8")
+        assert json.loads(text)["expansion"]["contains"]
+        assert path.stem in cql_build.EXPANDED_BY_HAND or cql_build.with_expansion(text) == text
+
+
+def test_an_expansion_holds_what_its_value_set_holds() -> None:
+    artifacts = Artifacts.load()
+    for path in cql_build.value_sets():
+        value_set = json.loads(path.read_text(encoding="utf-8"))
+        drug_class = {"nsaid": "NSAID", "mtx": "MTX", "tnf": "TNF", "bp": "BP", "gc": "GC"}.get(path.stem)
+        for one in value_set["expansion"]["contains"]:
+            coding = Coding(one["system"], one["code"])
+            if drug_class:
+                assert (artifacts.drug(coding) or ("", ""))[1] == drug_class, one
+            else:
+                assert artifacts.value_set(path.stem).contains(coding), one
+
+
+@pytest.mark.parametrize("name", ["bone", "clinical-effect", "mri-effect"])
+def test_the_cql_knows_every_code_of_the_map(name: str) -> None:
+    cql = cql_build.SOURCE.read_text(encoding="utf-8")
+    functions = {"bone": "BoneOf", "clinical-effect": "EffectAnswer", "mri-effect": "MriAnswer"}
+    body = cql.partition(f"define function {functions[name]}(")[2].partition("\ndefine")[0]
+    placed = {
+        code: answer
+        for codes, answer in re.findall(r"X\.code\.value (?:in \{([^}]*)\}|=)[^\n]*? then '([a-z-]+)'", body)
+        for code in re.findall(r"'(\d+)'", codes)
+    } | dict(re.findall(r"X\.code\.value = '(\d+)' then '([a-z-]+)'", body))
+    groups = json.loads((MAPPINGS / "conceptmaps" / f"{name}.json").read_text(encoding="utf-8"))["group"]
+    known = {e["code"]: e["target"][0]["code"] for g in groups if g["source"] == SNOMED for e in g["element"]}
+    assert placed == known
+
+
+def test_the_cql_knows_every_agent_and_every_failure_of_the_maps() -> None:
+    cql = cql_build.SOURCE.read_text(encoding="utf-8")
+    maps = {
+        n: json.loads((MAPPINGS / "conceptmaps" / f"{n}.json").read_text("utf-8")) for n in ("agent", "stop-reason")
+    }
+    tnf = ("etanercept", "infliximab", "adalimumab", "certolizumab pegol", "golimumab")
+    told = re.findall(r"X\.code\.value in \{([^}]*)\} then '([a-z ]+)'", cql.partition("function CourseAgent(")[2])
+    assert {agent: sorted(re.findall(r"'(\w+)'", codes)) for codes, agent in told} == {
+        agent: sorted(
+            e["code"] for g in maps["agent"]["group"] for e in g["element"] if e["target"][0]["code"] == agent
+        )
+        for agent in tnf
+    }
+    body = cql.partition("define function StoppedForFailure(")[2].partition("\ndefine")[0]
+    listed = {code for codes in re.findall(r"in \{([^}]*)\}", body) for code in re.findall(r"'(\w+)'", codes)}
+    assert listed == {
+        e["code"]
+        for g in maps["stop-reason"]["group"]
+        for e in g["element"]
+        if e["target"][0]["code"] in {"inefficacy", "adverse_event"} and not g["source"].endswith("/text")
+    }
+
+
 def test_artifacts_are_written_as_they_ship() -> None:
     assert json.loads(to_json(checked(MEASURE))) == MEASURE
     assert json.loads(to_json(checked(LIBRARY))) == LIBRARY
@@ -376,7 +440,7 @@ def test_strata() -> None:
 
 def test_identity_and_dates_come_from_the_study() -> None:
     report = build_measure_report(RESULTS, STUDY, MEASURE)
-    assert report["measure"] == "https://crmo-fhir.org/Measure/crmo-treatment-effect|0.1.0"
+    assert report["measure"] == "https://crmo-fhir.org/Measure/crmo-treatment-effect|0.2.0"
     assert report["date"] == "2010-06-30"
     assert report["period"] == {"start": "2003-01-01", "end": "2009-12-31"}
     assert report["identifier"][0]["system"] == "https://crmo-fhir.org/measure-report"

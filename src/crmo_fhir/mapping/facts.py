@@ -18,7 +18,7 @@ from crmo_fhir.fhir.references import Identifier, Key, parse, resolve
 from crmo_fhir.mapping.query import open_view, run_by_base
 from crmo_fhir.mapping.units import convert
 from crmo_fhir.model.records import RawFile
-from crmo_fhir.model.tables import FACTS, SEXES
+from crmo_fhir.model.tables import FACTS, SEXES, UNSPECIFIED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -460,8 +460,8 @@ def _exposures(
 def _agents(reader: _Reader, codings: list[Coding]) -> list[tuple[str, str]]:
     """The agents codings name, each with its class; a group-level code gives way to an agent of its class."""
     found = {drug for coding in codings if (drug := reader.artifacts.drug(coding))}
-    specific = {drug_class for agent, drug_class in found if not agent.endswith("-unspecified")}
-    return sorted((a, c) for a, c in found if not a.endswith("-unspecified") or c not in specific)
+    specific = {drug_class for agent, drug_class in found if not agent.endswith(UNSPECIFIED)}
+    return sorted((a, c) for a, c in found if not a.endswith(UNSPECIFIED) or c not in specific)
 
 
 def _period(reader: _Reader, resource_type: str, row: Row) -> tuple[PartialDate | None, PartialDate | None]:

@@ -13,11 +13,12 @@ from crmo_fhir.fhir.dates import add_months
 from crmo_fhir.metrics.describe import count, sapho_of, share
 from crmo_fhir.model.parameters import Parameters
 from crmo_fhir.model.results import Result
-from crmo_fhir.model.tables import FOCALITIES, SEXES
+from crmo_fhir.model.tables import FOCALITIES, SEXES, UNSPECIFIED
 
 Row = dict[str, Any]
 NSAID_ESCALATIONS = {"MTX", "TNF", "BP"}
 NO_AGENT = "none"
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +36,12 @@ class Unit:
 
 
 def _strata(patient: Row, course: Row | None) -> dict[str, str]:
+    agent, line = (course["agent"], str(course["line_no"])) if course else (NO_AGENT, NO_AGENT)
+    if agent.endswith(UNSPECIFIED):
+        agent = line = UNKNOWN
     return {
-        "agent": course["agent"] if course else NO_AGENT,
-        "line": str(course["line_no"]) if course else NO_AGENT,
+        "agent": agent,
+        "line": line,
         "sex": patient["sex"],
         "focality": patient["focality"],
         "sapho": sapho_of(patient),
@@ -194,7 +198,7 @@ def _group(
     if not cuts:
         return rows
     for stratifier in ("agent", "line", "sex", "focality", "sapho"):
-        for value in _values(stratifier, units):
+        for value in _values(group, stratifier, units):
             own = [u for u in judged if u.strata[stratifier] == value]
             rows.append(
                 share(
@@ -211,14 +215,16 @@ def _group(
     return rows
 
 
-def _values(stratifier: str, units: Sequence[Unit]) -> list[str]:
+def _values(group: str, stratifier: str, units: Sequence[Unit]) -> list[str]:
+    """The strata of a cut, empty ones too; agents and lines are those met, with `unknown` always for the TNF-α courses."""
     fixed = {"sex": list(SEXES), "focality": list(FOCALITIES), "sapho": ["yes", "no"]}
     if stratifier in fixed:
         return fixed[stratifier]
-    met = {u.strata[stratifier] for u in units}
-    return sorted(met - {NO_AGENT}, key=lambda v: (len(v), v) if stratifier == "line" else (0, v)) + sorted(
-        met & {NO_AGENT}
-    )
+    last = (UNKNOWN, NO_AGENT)
+    met = {u.strata[stratifier] for u in units} | ({UNKNOWN} if group.startswith("tnfi") else set())
+    return sorted(met - set(last), key=lambda v: (len(v), v) if stratifier == "line" else (0, v)) + [
+        v for v in last if v in met
+    ]
 
 
 def _readings(group: str, unit: str, units: Sequence[Unit], interval: str, note: str) -> list[Result]:

@@ -110,6 +110,8 @@ SEXES = ("female", "male", "other", "unknown")
 FOCALITIES = ("unifocal", "multifocal", "unknown")
 RUNGS = ("administration", "dispense", "statement", "order")
 EFFECTS = ("sufficient", "insufficient", "regression", "no-regression", "not-evaluable")
+UNSPECIFIED = "-unspecified"
+"""The end of the name of an agent of which only the class is known (`tnf-unspecified`)."""
 REASONS = ("inefficacy", "adverse_event", "remission", "patient_choice", "other")
 
 PATIENT = Table(
