@@ -41,7 +41,9 @@ if TYPE_CHECKING:
 FORMAT = 3
 JOURNAL_HOURS = 24
 """What a run that was cut off has fetched is used again for so long."""
-_STATE = (".lock", ".journal", ".export", ".raw-new", ".raw-old", ".cohort-new", ".cohort-old")
+_RECEIPTS = "receipts"
+_RELEASE = "release"
+_STATE = (_RECEIPTS, ".lock", ".journal", ".export", ".raw-new", ".raw-old", ".cohort-new", ".cohort-old")
 OUTPUTS = ("results.csv", "table1.csv", "measure.json", "library.json", "measure-report.json", "report.html")
 
 
@@ -549,6 +551,60 @@ def write_outputs(study: Path, files: Mapping[str, str]) -> None:
     _sync_folder(study)
 
 
+def check_results(study: Path, expected: str) -> None:
+    """Raise IntegrityError unless `STUDY/results.csv` holds this very text."""
+    path = study / OUTPUTS[0]
+    if not path.is_file():
+        raise IntegrityError(f"{path}: is missing, the study was not measured; run 'crmo-fhir measure {study}' first")
+    if path.read_bytes() != expected.encode("utf-8"):
+        raise IntegrityError(
+            f"{path}: is not what the cohort gives (changed by hand, or of another version); run 'crmo-fhir measure "
+            f"{study}' again"
+        )
+
+
+def write_release(study: Path, files: Mapping[str, str]) -> None:
+    """Write `STUDY/release`, as `write_outputs` writes the figures of a study."""
+    folder = study / _RELEASE
+    folder.mkdir(mode=0o700, exist_ok=True)
+    write_outputs(folder, files)
+
+
+def open_receipts(study: Path) -> list[dict[str, Any]]:
+    """What was released of a study before, oldest first. Raises IntegrityError where a receipt is not what was written."""
+    receipts = []
+    for path in sorted((study / _RECEIPTS).glob("release-*.json"), key=lambda path: (len(path.name), path.name)):
+        try:
+            receipt = json.loads(path.read_text(encoding="utf-8"))
+            whole = _is_sealed(receipt, path)
+        except (ValueError, AttributeError):
+            whole = False
+        if not whole:
+            raise IntegrityError(
+                f"{path}: is not what was written (its seal is broken), so no release can be held against it; put the "
+                "file back from a copy"
+            )
+        receipts.append(receipt)
+    return receipts
+
+
+def keep_receipt(study: Path, receipt: Mapping[str, Any]) -> None:
+    """Keep what a release holds, exact and as released, where no later extract touches it; once for the same figures.
+
+    It is for its owner alone and never leaves the study: it holds what the release hides.
+    """
+    folder = study / _RECEIPTS
+    folder.mkdir(mode=0o700, exist_ok=True)
+    earlier = open_receipts(study)
+    if any(one["results"] == receipt["results"] for one in earlier):
+        return
+    path = folder / f"release-{len(earlier) + 1}.json"
+    staged = folder / f".{path.name}.new"
+    _write(staged, _sealed(receipt))
+    staged.replace(path)
+    _sync_folder(folder)
+
+
 def _staged(study: Path, name: str) -> Path:
     return study / f".{name}.new"
 
@@ -618,7 +674,8 @@ def _mend(study: Path) -> None:
         for left in (new, old):
             shutil.rmtree(left, ignore_errors=True)
     for name in OUTPUTS:
-        _staged(study, name).unlink(missing_ok=True)
+        for folder in (study, study / _RELEASE):
+            _staged(folder, name).unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

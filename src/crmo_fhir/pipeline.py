@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from importlib.resources import files as package_files
@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 
     from crmo_fhir.artifacts import Artifacts
     from crmo_fhir.difference import Change
+    from crmo_fhir.export.disclosure import Release
     from crmo_fhir.fhir.client import FhirClient
     from crmo_fhir.landing import Journal
     from crmo_fhir.model.records import Pull
     from crmo_fhir.model.results import Result
-    from crmo_fhir.model.study import Study
+    from crmo_fhir.model.study import Disclosure, Study
     from crmo_fhir.source.crawl import Earlier
     from crmo_fhir.source.probe import Finding
 
@@ -493,37 +494,134 @@ def measure(
     """
     from crmo_fhir import landing
     from crmo_fhir.artifacts import Artifacts
+
+    with landing.hold(study):
+        artifacts = Artifacts.load(mappings)
+        measured = _compute(study, reporter, accept_partial=accept_partial)
+        printed = _read_csv(published.read_text(encoding="utf-8")) if published else None
+        landing.write_outputs(study, _outputs(measured, artifacts, printed))
+    return measured
+
+
+def _compute(study: Path, reporter: str | None, *, accept_partial: bool) -> Measured:
+    """The figures of a study from its cohort, after everything under them was held against its hashes."""
+    from crmo_fhir import landing
+    from crmo_fhir.metrics import compute_results
+    from crmo_fhir.model.tables import COHORT
+
+    raw = landing.open_raw(study, accept_partial=accept_partial)
+    built = landing.open_cohort(study, raw)
+    if built["program"] != __version__:
+        raise IntegrityError(
+            f"{study}: the cohort was built by another version of crmo-fhir; run 'crmo-fhir build {study}' again"
+        )
+    parameters = _parameters(raw.manifest["request"])
+    folder = study / "cohort"
+    tables = {name: table.from_parquet((folder / f"{name}.parquet").read_bytes()) for name, table in COHORT.items()}
+    known = _study(raw.manifest, built, tables["patients"], parameters, folder, reporter)
+    return Measured(compute_results(tables, parameters), known)
+
+
+def _outputs(measured: Measured, artifacts: "Artifacts", printed: Sequence[Mapping[str, str]] | None) -> dict[str, str]:
+    """What is written of figures, by file name."""
     from crmo_fhir.export.measure_report import build_measure_report, library_json, measure_json, to_json
     from crmo_fhir.export.report import report_html
     from crmo_fhir.export.results import results_csv
     from crmo_fhir.export.table1 import table1_csv
-    from crmo_fhir.metrics import compute_results
-    from crmo_fhir.model.tables import COHORT
 
-    with landing.hold(study):
-        raw = landing.open_raw(study, accept_partial=accept_partial)
-        built = landing.open_cohort(study, raw)
-        if built["program"] != __version__:
-            raise IntegrityError(
-                f"{study}: the cohort was built by another version of crmo-fhir; run 'crmo-fhir build {study}' again"
-            )
+    results, study = measured.results, measured.study
+    return {
+        "results.csv": results_csv(results),
+        "table1.csv": table1_csv(results, printed),
+        "measure.json": measure_json(artifacts.measure()),
+        "library.json": library_json(artifacts.library()),
+        "measure-report.json": to_json(build_measure_report(results, study, artifacts.measure())),
+        "report.html": report_html(results, study, printed),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """What a release shows, for the terminal: the rows as released, and how many of their counts are shown."""
+
+    results: "list[Result]"
+    study: "Study"
+    shown: int
+    counts: int
+
+
+def release(
+    study: Path,
+    disclosure: "Disclosure",
+    *,
+    mappings: Path | None = None,
+    accept_partial: bool = False,
+    published: Path | None = None,
+    reporter: str | None = None,
+    after: Sequence[Path] = (),
+) -> Released:
+    """STUDY/results.csv → STUDY/release: the same files, with every count masked that a child could be recognised by.
+
+    Held against the receipts of earlier releases, of this study and of those `after`; its own receipt is written before the
+    files. Raises IntegrityError where results.csv is not what `measure` gives, PrivacyError where nothing safe remains.
+    """
+    from crmo_fhir import landing
+    from crmo_fhir.artifacts import Artifacts
+    from crmo_fhir.export.disclosure import count_shown, filter_published, filter_results
+    from crmo_fhir.export.results import results_csv
+    from crmo_fhir.metrics.statistics import INTERVALS
+
+    with ExitStack() as held:
+        for one in {folder.resolve(): folder for folder in (study, *after)}.values():
+            held.enter_context(landing.hold(one))
         artifacts = Artifacts.load(mappings)
-        parameters = _parameters(raw.manifest["request"])
-        folder = study / "cohort"
-        tables = {name: table.from_parquet((folder / f"{name}.parquet").read_bytes()) for name, table in COHORT.items()}
-        results = compute_results(tables, parameters)
-        known = _study(raw.manifest, built, tables["patients"], parameters, folder, reporter)
+        measured = _compute(study, reporter, accept_partial=accept_partial)
+        exact = results_csv(measured.results)
+        landing.check_results(study, exact)
+        earlier = [
+            _release(receipt) for one in dict.fromkeys((study, *after)) for receipt in landing.open_receipts(one)
+        ]
+        interval = INTERVALS[measured.study.parameters.interval]
+        results = filter_results(measured.results, disclosure, interval, earlier)
         printed = _read_csv(published.read_text(encoding="utf-8")) if published else None
-        outputs = {
-            "results.csv": results_csv(results),
-            "table1.csv": table1_csv(results, printed),
-            "measure.json": measure_json(artifacts.measure()),
-            "library.json": library_json(artifacts.library()),
-            "measure-report.json": to_json(build_measure_report(results, known, artifacts.measure())),
-            "report.html": report_html(results, known, printed),
-        }
-        landing.write_outputs(study, outputs)
-    return Measured(results, known)
+        safe = None if printed is None else filter_published(printed, results, disclosure) or None
+        outputs = _outputs(Measured(results, _released_study(measured.study, disclosure)), artifacts, safe)
+        content = {"results": exact, "released": outputs["results.csv"], **asdict(disclosure)}
+        landing.keep_receipt(study, {**content, "released on": datetime.now(UTC).date().isoformat()})
+        landing.write_release(study, outputs)
+    return Released(results, measured.study, *count_shown(results))
+
+
+def _release(receipt: Mapping[str, Any]) -> "Release":
+    from crmo_fhir.export.disclosure import Release
+    from crmo_fhir.export.results import read_results
+    from crmo_fhir.model.study import Disclosure
+
+    return Release(
+        tuple(read_results(receipt["results"])),
+        tuple(read_results(receipt["released"])),
+        Disclosure(receipt["threshold"], receipt["rounding"]),
+        receipt["released on"],
+    )
+
+
+def _released_study(study: "Study", disclosure: "Disclosure") -> "Study":
+    """The study without counts that cannot be protected; a date that is one child's is widened to its year."""
+    given = study.parameters
+    lock = study.data_lock
+    if lock is not None and given.data_lock is None:
+        lock = lock.replace(month=12, day=31)
+    return replace(
+        study,
+        start=study.start if given.since else study.start.replace(month=1, day=1),
+        end=study.end if given.until else study.end.replace(month=12, day=31),
+        data_lock=lock,
+        attrition=(),
+        unmapped=(),
+        ledger={},
+        warnings=(),
+        disclosure=disclosure,
+    )
 
 
 def demo(study: Path, *, voice: Voice = SILENT) -> Measured:

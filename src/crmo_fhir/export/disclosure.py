@@ -42,15 +42,18 @@ WEIGHTS = {"treatment": 100.0, "overall": 60.0, "cohort": 12.0, "stratum": 4.0, 
 NODES = 5000
 """Most nodes of one search, so that it ends; no limit of time, so that it ends alike on every machine."""
 ROUNDS = 400
+LEAN = 1e-5
+"""How little it counts to have some of what others need, so that solutions are whole numbers more often."""
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A release made before: the figures as counted, the rows as released, and how."""
+    """A release made before: the figures as counted, the rows as released, how, and on which day."""
 
     results: tuple[Result, ...]
     released: tuple[Result, ...]
     disclosure: Disclosure
+    day: str
 
 
 def filter_results(
@@ -61,18 +64,29 @@ def filter_results(
     `interval` gives the limits of n of N. The same figures are released as they were before. Raises PrivacyError where no
     figure worth showing is safe.
     """
-    for one in earlier:
-        if one.results == tuple(results):
-            if one.disclosure != disclosure:
-                how = f"--threshold {one.disclosure.threshold} --rounding {one.disclosure.rounding}"
-                raise PrivacyError(
-                    f"these figures were released before; another way of masking would tell what that one hid: use {how}"
-                )
-            return list(one.released)
-    hidden = choose_hidden(results, disclosure, earlier)
+    hidden = _hidden_before(results, disclosure, earlier)
+    if hidden is None:
+        hidden = choose_hidden(results, disclosure, earlier)
     released = [_released(row, hidden, disclosure.rounding, interval) for row in results]
     _refuse_useless(results, released, disclosure, earlier)
     return released
+
+
+def _hidden_before(results: Sequence[Result], disclosure: Disclosure, earlier: Sequence[Release]) -> set[Key] | None:
+    """What was held back when these very figures were released before; None where they were not."""
+    for one in earlier:
+        if _by_key(one.results) == _by_key(results):
+            if one.disclosure != disclosure:
+                raise PrivacyError(
+                    f"these figures were released on {one.day}, and masked another way they would tell what that release "
+                    f"holds back; use --threshold {one.disclosure.threshold} --rounding {one.disclosure.rounding}"
+                )
+            return {key for key, count in _by_key(one.released).items() if count is None}
+    return None
+
+
+def _by_key(rows: Iterable[Result]) -> dict[Key, int | None]:
+    return {(*_name(row), of): count for row in rows for of, count in (("n", row.n), ("N", row.N))}
 
 
 def count_shown(released: Iterable[Result]) -> tuple[int, int]:
@@ -127,18 +141,13 @@ def _refuse_useless(
             f"no figure can be shown: with a threshold of {disclosure.threshold} every count is too small or gives a small "
             "one away; release when there are more children"
         )
+    exact, visible = _by_key(results), {key for key, count in _by_key(released).items() if count is not None}
     for one in earlier:
-        before = {(*_name(row), of): count for row in one.results for of, count in _counts(row)}
-        visible = {
-            (*_name(row), of): count
-            for row, shown in zip(results, released, strict=True)
-            for (of, count), now in zip(_counts(row), (shown.n, shown.N), strict=True)
-            if now is not None
-        }
-        if all(before.get(key, 0) == count for key, count in visible.items()):
+        before = _by_key(one.results)
+        if before != exact and all(before.get(key, 0) == exact[key] for key in visible):
             raise PrivacyError(
-                "the figures differ too little from those of an earlier release: together the two would tell of only a few "
-                "children; release again when more have been added"
+                f"the figures differ too little from those of the release of {one.day}: the two together would tell of only "
+                "a few children; release again when more have been added"
             )
 
 
@@ -160,7 +169,7 @@ class _Known:
     """The relations of one set of rows: counts that are one and the same, and linear relations between them.
 
     `parts` are "part + rest = whole" with the rest a count to be protected, `bounds` are "sum of coefficient x count >= 0",
-    `needs` are "where the other is none, this one is none".
+    `needs` are "where the other is none, this one is none". `leaning` are those that solutions should rather have many of.
     """
 
     same_as: dict[Key, Key] = field(default_factory=dict)
@@ -169,6 +178,7 @@ class _Known:
     parts: list[tuple[Key, Key]] = field(default_factory=list)
     bounds: list[dict[Key, int]] = field(default_factory=list)
     needs: list[tuple[Key, Key]] = field(default_factory=list)
+    leaning: list[Key] = field(default_factory=list)
     at_least_one: list[Key] = field(default_factory=list)
 
     def root(self, key: Key) -> Key:
@@ -212,45 +222,37 @@ def _relate(results: Sequence[Result]) -> _Known:
         if stratifier:
             strata[group, stratifier].append(stratum)
         elif _is_count(group):
-            known.same((group, "", "", "n"), (group, "", "", "N"))
-
-    def n(group: str, stratifier: str = "", stratum: str = "") -> Key:
-        return group, stratifier, stratum, "n"
-
-    def N(group: str, stratifier: str = "", stratum: str = "") -> Key:
-        return group, stratifier, stratum, "N"
-
+            known.same(_n(group), _whole(group))
     for name in rows:
         if name[1] or not _is_count(name[0]):
-            known.part(n(*name), N(*name))
-    cohort, foci, lines = n("cohort"), n("foci"), n("tnfi-lines")
-    for group, stratifier in strata:
-        values = strata[group, stratifier]
+            known.part(_n(*name), _whole(*name))
+    cohort, foci, lines = _n("cohort"), _n("foci"), _n("tnfi-lines")
+    for (group, stratifier), values in strata.items():
         if group in ("cohort", "foci", "tnfi-lines"):
-            whole = cohort if stratifier == "bone-patients" else n(group)
+            whole = cohort if stratifier == "bone-patients" else _n(group)
             for value in values:
-                known.same(N(group, stratifier, value), whole)
+                known.same(_whole(group, stratifier, value), whole)
             if stratifier not in ("bone-patients", "line-reached"):
-                known.total(whole, [n(group, stratifier, value) for value in values])
+                known.total(whole, [_n(group, stratifier, value) for value in values])
         else:
-            for of in (n, N):
-                known.total(of(group), [of(group, stratifier, value) for value in values])
+            for count_of in (_n, _whole):
+                known.total(count_of(group), [count_of(group, stratifier, value) for value in values])
     if ("cohort", "sapho", "yes") in rows:
-        known.part(n("cohort", "sapho-at-diagnosis", "yes"), n("cohort", "sapho", "yes"))
-        known.part(n("cohort", "sapho", "no"), n("cohort", "sapho-at-diagnosis", "no"))
+        known.part(_n("cohort", "sapho-at-diagnosis", "yes"), _n("cohort", "sapho", "yes"))
+        known.part(_n("cohort", "sapho", "no"), _n("cohort", "sapho-at-diagnosis", "no"))
     _relate_foci(known, strata, foci)
     _relate_lines(known, strata, lines)
     for group in TREATMENT_GROUPS:
-        if n(f"{group}-treated") in known.values:
-            _relate_readings(known, group, n, N)
-    if n("nsaid-clinical-treated") in known.values:
-        _relate_nsaid(known, rows, strata, n, N)
-    for treated in (n("nsaid-clinical-treated"), n("mtx-clinical-treated"), lines):
+        if _n(f"{group}-treated") in known.values:
+            _relate_readings(known, group)
+    if _n("nsaid-clinical-treated") in known.values:
+        _relate_nsaid(known, strata)
+    for treated in (_n("nsaid-clinical-treated"), _n("mtx-clinical-treated"), lines):
         if treated in known.values:
             known.part(treated, cohort)
-    _relate_treated(known, strata, n, N)
-    if N("tnfi-clinical-patients") in known.values:
-        _relate_children_and_courses(known, lines, n, N)
+    _relate_treated(known, strata)
+    if _whole("tnfi-clinical-patients") in known.values:
+        _relate_children_and_courses(known, lines)
     return known
 
 
@@ -261,13 +263,14 @@ def _is_count(group: str) -> bool:
 def _relate_foci(known: _Known, strata: Mapping[tuple[str, str], list[str]], foci: Key) -> None:
     """A bone has one or two sides; a child with several foci has at least two, one with one has that."""
     bones = strata.get(("foci", "bone"), [])
-    one, several = (("cohort", "focality", value, "n") for value in ("unifocal", "multifocal"))
+    one, several = (_n("cohort", "focality", value) for value in ("unifocal", "multifocal"))
     if one not in known.values:
         return
-    children = [("foci", "bone-patients", bone, "n") for bone in bones]
+    children = [_n("foci", "bone-patients", bone) for bone in bones]
     for bone, child in zip(bones, children, strict=True):
-        own = ("foci", "bone", bone, "n")
+        own = _n("foci", "bone", bone)
         known.at_least_one.append(child)  # a bone has a row because somebody has a focus there
+        known.leaning.append(child)
         known.part(child, own)
         both = _rest(child, own)
         known.values[both] = known.values[own] - known.values[child]
@@ -283,91 +286,81 @@ def _relate_lines(known: _Known, strata: Mapping[tuple[str, str], list[str]], li
     """Who ended at a line reached it, and so did all who ended later."""
     numbers = strata.get(("tnfi-lines", "line-ended"), [])
     for number, later in zip(numbers, [*numbers[1:], ""], strict=True):
-        reached, ended = (("tnfi-lines", key, number, "n") for key in ("line-reached", "line-ended"))
+        reached, ended = (_n("tnfi-lines", key, number) for key in ("line-reached", "line-ended"))
         if later:
-            known.total(reached, [ended, ("tnfi-lines", "line-reached", later, "n")])
+            known.total(reached, [ended, _n("tnfi-lines", "line-reached", later)])
         else:
             known.same(reached, ended)
     if numbers:
-        known.same(("tnfi-lines", "line-reached", numbers[0], "n"), lines)
+        known.same(_n("tnfi-lines", "line-reached", numbers[0]), lines)
         if int(numbers[-1]) > 3:  # three lines are always listed, a fourth because somebody reached it
-            known.at_least_one.append(("tnfi-lines", "line-ended", numbers[-1], "n"))
+            known.at_least_one.append(_n("tnfi-lines", "line-ended", numbers[-1]))
 
 
-def _relate_readings(known: _Known, group: str, n: Callable[..., Key], N: Callable[..., Key]) -> None:
+def _relate_readings(known: _Known, group: str) -> None:
     """Treated = evaluable + not evaluable; worst and best case and intention to treat are made of these."""
-    treated, unjudged = n(f"{group}-treated"), n(f"{group}-not-evaluable")
-    known.same(N(f"{group}-not-evaluable"), treated)
-    judged = N(group)
+    treated, unjudged = _n(f"{group}-treated"), _n(f"{group}-not-evaluable")
+    known.same(_whole(f"{group}-not-evaluable"), treated)
+    judged = _whole(group)
     if group == "nsaid-clinical":  # whose N is the cohort
         judged = (group, "judged")
         known.values[judged] = known.values[treated] - known.values[unjudged]
-        known.part(n(group), judged)
+        known.part(_n(group), judged)
     known.total(treated, [judged, unjudged])
-    if N(f"{group}-worst-case") not in known.values:
+    if _whole(f"{group}-worst-case") not in known.values:
         return
     for reading in ("worst-case", "best-case"):
-        known.same(N(f"{group}-{reading}"), treated)
+        known.same(_whole(f"{group}-{reading}"), treated)
     for reading in ("worst-case", "itt"):
-        known.same(n(f"{group}-{reading}"), n(group))
-    known.total(n(f"{group}-best-case"), [n(group), unjudged])
+        known.same(_n(f"{group}-{reading}"), _n(group))
+    known.total(_n(f"{group}-best-case"), [_n(group), unjudged])
     failed = (group, "failed unjudged")
-    known.values[failed] = known.values[N(f"{group}-itt")] - known.values[judged]
-    known.total(N(f"{group}-itt"), [judged, failed])
+    known.values[failed] = known.values[_whole(f"{group}-itt")] - known.values[judged]
+    known.total(_whole(f"{group}-itt"), [judged, failed])
     known.part(failed, unjudged)
 
 
-def _relate_nsaid(
-    known: _Known,
-    rows: Mapping[Key, Result],
-    strata: Mapping[tuple[str, str], list[str]],
-    n: Callable[..., Key],
-    N: Callable[..., Key],
-) -> None:
+def _relate_nsaid(known: _Known, strata: Mapping[tuple[str, str], list[str]]) -> None:
     """The NSAID group has the whole cohort in it; its other reading those who were treated."""
-    group, exposed, treated = "nsaid-clinical", "nsaid-clinical-exposed", n("nsaid-clinical-treated")
-    known.same(N(group), n("cohort"))
-    known.same(N(exposed), treated)
-    known.same(n(exposed), n(group))
+    group, exposed, treated = "nsaid-clinical", "nsaid-clinical-exposed", _n("nsaid-clinical-treated")
+    known.same(_whole(group), _n("cohort"))
+    known.same(_whole(exposed), treated)
+    known.same(_n(exposed), _n(group))
     untreated = False
     for stratifier in CUTS:
         for value in strata.get((group, stratifier), []):
             own, other = (group, stratifier, value), (exposed, stratifier, value)
             if stratifier in OF_CHILDREN:
-                known.same(N(*own), n("cohort", stratifier, value))
-                known.same(n(*own), n(*other))
-                known.part(N(*other), N(*own))
+                known.same(_whole(*own), _n("cohort", stratifier, value))
+                known.same(_n(*own), _n(*other))
+                known.part(_whole(*other), _whole(*own))
             elif value == "none":
                 untreated = True
-                known.part(treated, n("cohort"))
-                known.values[_rest(treated, n("cohort"))] = known.values[N(*own)]
-                known.same(N(*own), _rest(treated, n("cohort")))
-                known.at_least_one.append(N(*own))
-                known.total(n(*own), [])
+                known.part(treated, _n("cohort"))
+                known.values[_rest(treated, _n("cohort"))] = known.values[_whole(*own)]
+                known.same(_whole(*own), _rest(treated, _n("cohort")))
+                known.at_least_one.append(_whole(*own))
+                known.total(_n(*own), [])
             else:
-                known.same(n(*own), n(*other))
-                known.same(N(*own), N(*other))
-                known.at_least_one.append(N(*own))
-    if not untreated and (group, "agent") in strata:
-        known.same(treated, n("cohort"))
-    if not strata.get((group, "agent")) and (group, "", "") in rows:
-        known.same(treated, n("cohort"))  # an empty cohort: nobody has an agent, nor "none"
+                known.same(_n(*own), _n(*other))
+                known.same(_whole(*own), _whole(*other))
+                known.at_least_one.append(_whole(*own))
+    if not untreated:  # the row would be there
+        known.same(treated, _n("cohort"))
 
 
-def _relate_treated(
-    known: _Known, strata: Mapping[tuple[str, str], list[str]], n: Callable[..., Key], N: Callable[..., Key]
-) -> None:
+def _relate_treated(known: _Known, strata: Mapping[tuple[str, str], list[str]]) -> None:
     """The treated of each stratum, whom no row counts: judged are some of them, children some of their stratum."""
-    lines = ("tnfi-lines", "", "", "n")
+    lines = _n("tnfi-lines")
     for group, everybody, children in (
-        ("mtx-clinical", n("mtx-clinical-treated"), n("mtx-clinical-treated")),
-        ("mtx-mri", n("mtx-mri-treated"), n("mtx-clinical-treated")),
-        ("tnfi-clinical", n("tnfi-clinical-treated"), lines),
-        ("tnfi-mri", n("tnfi-clinical-treated"), lines),
+        ("mtx-clinical", _n("mtx-clinical-treated"), _n("mtx-clinical-treated")),
+        ("mtx-mri", _n("mtx-mri-treated"), _n("mtx-clinical-treated")),
+        ("tnfi-clinical", _n("tnfi-clinical-treated"), lines),
+        ("tnfi-mri", _n("tnfi-clinical-treated"), lines),
     ):
-        if everybody not in known.values or n(f"{group}-treated") not in known.values:
+        if everybody not in known.values or _n(f"{group}-treated") not in known.values:
             continue
-        known.same(n(f"{group}-treated"), everybody)
+        known.same(_n(f"{group}-treated"), everybody)
         if everybody != children:
             known.part(children, everybody)
             known.needs.append((everybody, children))
@@ -376,19 +369,19 @@ def _relate_treated(
             own = {value: (*everybody[:1], stratifier, value, "treated") for value in values}
             known.total(everybody, own.values())
             for value, treated in own.items():
-                known.bound([treated], [N(group, stratifier, value)])
+                known.bound([treated], [_whole(group, stratifier, value)])
                 if stratifier in OF_CHILDREN:
-                    whole = n("cohort", stratifier, value)
+                    whole = _n("cohort", stratifier, value)
                     child = (*children[:1], stratifier, value, "treated")
                     known.bound([whole], [child])
                     if child != treated:
                         known.bound([treated], [child])
                         known.needs.append((treated, child))
                     if group == "mtx-clinical":
-                        known.part(N(group, stratifier, value), whole)
+                        known.part(_whole(group, stratifier, value), whole)
                 else:
                     known.at_least_one.append(treated)
-                    reached = n("tnfi-lines", "line-reached", value)
+                    reached = _n("tnfi-lines", "line-reached", value)
                     if children == lines and stratifier == "line" and reached in known.values:
                         known.bound([treated], [reached])
                         known.needs.append((treated, reached))
@@ -396,18 +389,24 @@ def _relate_treated(
                 known.total(children, [(*children[:1], stratifier, value, "treated") for value in values])
 
 
-def _relate_children_and_courses(
-    known: _Known, lines: Key, n: Callable[..., Key], N: Callable[..., Key]
-) -> None:
+def _relate_children_and_courses(known: _Known, lines: Key) -> None:
     """A child is judged, or has an effect, by at least one of its courses; so is one that is not judged, or has none."""
     group, children = "tnfi-clinical", "tnfi-clinical-patients"
-    treated = n(f"{group}-treated")
-    known.part(N(children), lines)
-    for of in (n, N):
+    treated = _n(f"{group}-treated")
+    known.part(_whole(children), lines)
+    for of in (_n, _whole):
         known.part(of(children), of(group))
         known.needs.append((of(group), of(children)))
-    known.bound([N(group), n(children)], [n(group), N(children)])
-    known.bound([treated, N(children)], [N(group), lines])
+    known.bound([_whole(group), _n(children)], [_n(group), _whole(children)])
+    known.bound([treated, _whole(children)], [_whole(group), lines])
+
+
+def _n(group: str, stratifier: str = "", stratum: str = "") -> Key:
+    return group, stratifier, stratum, "n"
+
+
+def _whole(group: str, stratifier: str = "", stratum: str = "") -> Key:
+    return group, stratifier, stratum, "N"
 
 
 def _rest(part: Key, whole: Key) -> Key:
@@ -463,6 +462,8 @@ class _Reader:
         self._bounds: list[tuple[float, float]] = []
         self._shown: dict[int, tuple[float, float]] = {}
         self._values: dict[int, int] = {}
+        self._lean: dict[int, float] = {}
+        self._points: list[np.ndarray[Any, Any]] = []
         self._seen: dict[tuple[int, ...], list[_Cut]] = {}
         self.protected: list[_Protected] = []
         counts = [count for rows in (results, *(e.results for e in earlier)) for r in rows for _, count in _counts(r)]
@@ -470,7 +471,10 @@ class _Reader:
         known = _relate(results)
         self._take("", known)
         self.maskable = {
-            self._place("", known, key): None for row in results for of, _ in _counts(row) for key in [(*_name(row), of)]
+            self._place("", known, key): None
+            for row in results
+            for of, _ in _counts(row)
+            for key in [(*_name(row), of)]
         }
         self._cells = {(*_name(row), of): self._place("", known, (*_name(row), of)) for row in results for of in "nN"}
         for variable in self.maskable:
@@ -519,7 +523,12 @@ class _Reader:
             self._at_least(of, [(self._place(of, known, key), float(times)) for key, times in terms.items()])
         for one_key, other_key in known.needs:
             other, one = self._place(of, known, other_key), self._place(of, known, one_key)
-            self._at_least(of, [(other, self._most), (one, -1.0)])
+            any_of_it = self._variable((of, "some", *known.root(other_key)), high=1.0)
+            self._at_least(of, [(other, 1.0), (any_of_it, -1.0)])
+            self._at_least(of, [(any_of_it, self._most), (one, -1.0)])
+            self._lean[any_of_it] = -LEAN
+        for key in known.leaning:
+            self._lean[self._place(of, known, key)] = -LEAN
         some = {known.root(key) for key in known.at_least_one}
         some |= {known.root(whole) for part, whole in known.needs if known.root(part) in some}
         for key in sorted(some):
@@ -639,7 +648,11 @@ class _Reader:
         parts: dict[int, list[int]] = defaultdict(list)
         for variable, part in zip(free.tolist(), label.tolist(), strict=True):
             parts[part].append(variable)
-        cuts = [self._another(p, hidden, self.maskable) for p in self.protected if p.variable not in self.maskable and not high[p.variable] > low[p.variable]]
+        cuts = [
+            self._another(p, hidden, self.maskable)
+            for p in self.protected
+            if p.variable not in self.maskable and not high[p.variable] > low[p.variable]
+        ]
         for variables in parts.values():
             key = (*variables, *(-1 - variable for variable in variables if variable in hidden))
             if key not in self._seen:
@@ -658,24 +671,31 @@ class _Reader:
             return []
         relations = np.flatnonzero(np.diff(self.matrix[:, variables].indptr))
         matrix = self.matrix[relations][:, variables]
-        part = _Part(matrix, low[variables], high[variables], self.true[variables])
+        lean = np.array([self._lean.get(variable, 0.0) for variable in variables])
+        part = _Part(matrix, low[variables], high[variables], self.true[variables], lean)
+        for point in self._points:
+            if np.all(point >= low - 1e-9) and np.all(point <= high + 1e-9):
+                part.take(point[variables])
         around = set(self.matrix[relations].indices.tolist()) & set(self.maskable) - hidden
         place = {variable: number for number, variable in enumerate(variables)}
+        part.move([place[protected.variable] for protected in asked])
         cuts = []
         for protected in asked:
             q = place[protected.variable]
-            if part.is_uncertain(q, protected.width):
+            ends = part.find_ends(q, protected.width)
+            if ends is None:
                 continue
-            ends = [part.find_end(q, sign) for sign in (1.0, -1.0)]
-            if sum(abs(value - self.true[protected.variable]) for value, _ in ends) < protected.width - 1e-6:
+            if sum(end.distance for end in ends) < protected.width - 1e-6:
                 marginals = np.zeros((2, self.matrix.shape[0]))
-                marginals[:, relations] = [of_rows for _, of_rows in ends]
+                marginals[:, relations] = [end.marginals for end in ends]
                 reduced = -(self.matrix.T @ marginals.T).T
-                reduced[0, protected.variable] += 1.0
-                reduced[1, protected.variable] -= 1.0
+                reduced[:, protected.variable] += (1.0, -1.0)
                 cuts.append(self._cut(protected, reduced, hidden, around))
             else:
                 cuts.append(self._another(protected, hidden, around))
+        for found in part.points:
+            self._points.append(self.true.copy())
+            self._points[-1][variables] = found
         return cuts
 
     def _cut(
@@ -714,8 +734,19 @@ class _Reader:
         return _Cut(terms, 1.0)
 
 
+@dataclass(frozen=True, slots=True)
+class _End:
+    """How far from the truth a variable can be on one side, and what each relation has to do with it."""
+
+    distance: float
+    marginals: "np.ndarray[Any, Any]"
+
+
 class _Part:
-    """A part of the system in which nothing of the rest matters: `matrix` x = `matrix` `true`, `low` <= x <= `high`."""
+    """A part of the system in which nothing of the rest matters: `matrix` x = `matrix` `true`, `low` <= x <= `high`.
+
+    `points` are the solutions in whole numbers that were found; each may show many variables uncertain.
+    """
 
     def __init__(
         self,
@@ -723,35 +754,45 @@ class _Part:
         low: "np.ndarray[Any, Any]",
         high: "np.ndarray[Any, Any]",
         true: "np.ndarray[Any, Any]",
+        lean: "np.ndarray[Any, Any]",
     ) -> None:
-        self._matrix, self._low, self._high = matrix, low, high
+        self._matrix, self._low, self._high, self._true, self._lean = matrix, low, high, true, lean
         self._sides = matrix @ true
         self._least, self._most = true.copy(), true.copy()
+        self.points: list[np.ndarray[Any, Any]] = []
 
-    def is_uncertain(self, variable: int, width: int) -> bool:
-        """Whether whole numbers that agree with all that is known lie so far apart; each point found may settle others."""
+    def take(self, point: "np.ndarray[Any, Any]") -> None:
+        """Learn from a solution."""
         import numpy as np
 
-        for sign in (-1.0, 1.0):
-            if self._most[variable] - self._least[variable] >= width:
-                return True
-            aim = np.zeros(len(self._low))
-            aim[variable] = sign
-            point = search(self._matrix, self._sides, aim, self._low, self._high)
-            if point is not None:
-                np.minimum(self._least, point, out=self._least)
-                np.maximum(self._most, point, out=self._most)
-        return bool(self._most[variable] - self._least[variable] >= width)
+        np.minimum(self._least, point, out=self._least)
+        np.maximum(self._most, point, out=self._most)
 
-    def find_end(self, variable: int, sign: float) -> "tuple[float, np.ndarray[Any, Any]]":
-        """The least (sign 1) or greatest (-1) value of a variable without whole numbers, and what each relation does to it."""
+    def move(self, variables: Sequence[int]) -> None:
+        """Find solutions where many variables that are not yet uncertain are far from the truth at once."""
+        for sign in (-1.0, 1.0):
+            self._go([v for v in variables if self._most[v] == self._least[v]], sign)
+
+    def find_ends(self, variable: int, width: int) -> tuple[_End, _End] | None:
+        """None where whole numbers that agree with all that is known lie so far apart; else both ends without whole numbers."""
+        ends = []
+        for sign in (1.0, -1.0):
+            if self._most[variable] - self._least[variable] >= width:
+                return None
+            ends.append(self._go([variable], sign))
+        if self._most[variable] - self._least[variable] >= width:
+            return None
+        return ends[0], ends[1]
+
+    def _go(self, variables: Sequence[int], sign: float) -> _End:
+        """Where the variables together are least (1) or greatest (-1)."""
         import numpy as np
         from scipy.optimize import linprog
 
         aim = np.zeros(len(self._low))
-        aim[variable] = sign
+        aim[list(variables)] = sign
         found = linprog(
-            aim,
+            aim + self._lean,
             A_eq=self._matrix,
             b_eq=self._sides,
             bounds=np.column_stack((self._low, self._high)),
@@ -759,7 +800,13 @@ class _Part:
         )
         if found.status != 0:
             raise ValueError(f"what a reader can conclude was not found (status {found.status})")
-        return float(found.x[variable]), found.eqlin.marginals
+        point = np.rint(found.x)
+        if np.abs(found.x - point).max(initial=0.0) > 1e-6:
+            whole = search(self._matrix, self._sides, aim, self._low, self._high)
+            point = self._true if whole is None else whole
+        self.points.append(point)
+        self.take(point)
+        return _End(abs(float(aim @ (found.x - self._true))), found.eqlin.marginals)
 
 
 def search(
@@ -812,7 +859,7 @@ class _Choice:
         for variable in own if not others else ():
             self._cuts.append(_Cut({**{v: 1.0 for v in own if v != variable}, variable: -1.0}, 0.0))
         if others:
-            self._cuts.append(_Cut({v: 1.0 for v in own}, 1.0))
+            self._cuts.append(_Cut(dict.fromkeys(own, 1.0), 1.0))
 
     def add(self, cuts: Iterable[_Cut]) -> None:
         """Forbid choices."""
@@ -845,7 +892,9 @@ class _Choice:
             options={"node_limit": NODES, "mip_rel_gap": 0.005},
         )
         if found.x is None:
-            raise PrivacyError("no choice of figures is safe; take another threshold, or release when there are more children")
+            raise PrivacyError(
+                "no choice of figures is safe; take another threshold, or release when there are more children"
+            )
         return {variable for variable, place in self._place.items() if found.x[place] > 0.5}
 
 

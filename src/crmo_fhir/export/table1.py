@@ -13,6 +13,7 @@ from fractions import Fraction
 from crmo_fhir.errors import UsageError
 from crmo_fhir.export.results import csv_text
 from crmo_fhir.model.results import MASKED, Result
+from crmo_fhir.model.study import Disclosure
 
 CONFIDENTIAL = "[c]"
 """Stands for a masked count, as official statistics write it; no number and no dash (nothing to count) looks like it."""
@@ -101,6 +102,17 @@ def mean(result: Result) -> str:
 def shown(count: int | None) -> str:
     """A count as text; for a masked one a sign that no number can be mistaken for."""
     return CONFIDENTIAL if count is None else str(count)
+
+
+def describe_disclosure(disclosure: Disclosure) -> str:
+    """How far the figures may go, in words."""
+    if disclosure.mode == "internal":
+        return "Internal: small numbers are not masked, and a figure may describe a single child."
+    base = f" All counts are rounded to the nearest {disclosure.rounding}." if disclosure.rounding else ""
+    return (
+        f"Released: counts from 1 to {disclosure.threshold - 1}, and others from which such a count could be concluded, are "
+        f"held back and stand as {CONFIDENTIAL}.{base}"
+    )
 
 
 @dataclass(frozen=True, slots=True)
