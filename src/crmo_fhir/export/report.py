@@ -29,7 +29,7 @@ from crmo_fhir.export.table1 import (
     shown,
 )
 from crmo_fhir.model.parameters import Parameters
-from crmo_fhir.model.results import Result
+from crmo_fhir.model.results import MASKED, Result
 from crmo_fhir.model.study import Study
 
 UNMAPPED_SHOWN = 100
@@ -55,6 +55,7 @@ _IN_FIRST_TABLE = ("treated", "not-evaluable")
 _NOTES = {
     "from orders": "from prescriptions only: no record says that the drug was taken",
     "no proportion: nothing to count (0/0)": "",
+    MASKED: "",
 }
 _STEPS = {
     "confirmed": "Diagnosis confirmed",
@@ -204,7 +205,7 @@ def _line(name: str, row: Result, extra: str = "") -> Line:
         low=low,
         width=width,
         extra=extra,
-        note=_NOTES.get(row.note, row.note),
+        note="; ".join(filter(None, (_NOTES.get(note, note) for note in row.note.split("; ")))),
     )
 
 
