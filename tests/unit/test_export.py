@@ -382,7 +382,7 @@ def test_identity_and_dates_come_from_the_study() -> None:
     assert report["identifier"][0]["system"] == "https://crmo-fhir.org/measure-report"
     assert report["id"] == f"crmo-{report['identifier'][0]['value'][:32]}"
     assert report["reporter"] == {"reference": "#reporter"}
-    assert [r["id"] for r in report["contained"]] == ["crmo-fhir", "reporter"]
+    assert [r["id"] for r in report["contained"]] == ["crmo-fhir", "disclosure", "reporter"]
     assert not {"evaluatedResource", "subject"} & set(report)
     other = build_measure_report(EMPTY, replace(STUDY, data_lock=None, program_version="9"), MEASURE)
     assert other["identifier"] == report["identifier"], "the identity is measure, version, period and reporter"
@@ -390,7 +390,7 @@ def test_identity_and_dates_come_from_the_study() -> None:
     named = build_measure_report(RESULTS, replace(STUDY, reporter_reference="Organization/7"), MEASURE)
     assert named["identifier"] != report["identifier"]
     assert named["reporter"] == {"reference": "Organization/7"}
-    assert [r["id"] for r in named["contained"]] == ["crmo-fhir"]
+    assert [r["id"] for r in named["contained"]] == ["crmo-fhir", "disclosure"]
 
 
 def test_the_narrative_says_the_counts_in_words() -> None:

@@ -466,6 +466,7 @@ class _Reader:
         self._points: list[np.ndarray[Any, Any]] = []
         self._seen: dict[tuple[int, ...], list[_Cut]] = {}
         self.protected: list[_Protected] = []
+        self.must_hide: set[int] = set()
         counts = [count for rows in (results, *(e.results for e in earlier)) for r in rows for _, count in _counts(r)]
         self._most = 2.0 * max(counts, default=0) + 10 * self.width
         known = _relate(results)
@@ -565,24 +566,32 @@ class _Reader:
                 if count is not None:
                     visible.add(variable)
                     self._bounds[variable] = self._as_shown(value, one.disclosure)
-        for key in known.values:
-            variable = self._place(of, known, key)
-            if variable not in visible and len(key) == 4:
-                self.protected.append(_Protected(variable, width))
+        cells = {self._place(of, known, key): None for key in _by_key(one.results)}
+        self.protected += [_Protected(variable, width) for variable in cells if variable not in visible]
         self._protect_rests(of, known, width)
         pairs: dict[tuple[int, int], None] = {}
         for key in (*known.values, *(_rest(*part) for part in known.parts)):
-            before, after = (of, *known.root(key)), ("", *now.root(key))
-            if before in self._index and after in self._index:
-                pairs[self._index[before], self._index[after]] = None
-        for before_, after_ in pairs:
-            if before_ not in self._values or after_ not in self._values:
-                continue
-            difference = self._values[after_] - self._values[before_]
-            more = self._variable((of, "more", str(before_), str(after_)), low=-self._most if difference < 0 else 0.0)
+            before, after = self._index.get((of, *known.root(key))), self._index.get(("", *now.root(key)))
+            if before in self._values and after in self._values:
+                pairs[before, after] = None
+        for before, after in pairs:
+            self._compare(before, after)
+
+    def _compare(self, before: int, after: int) -> None:
+        """A count of an earlier release and of this one: the difference is protected, and may be known to be no fall."""
+        difference = self._values[after] - self._values[before]
+        low, high = self._bounds[before]
+        sensitive = 0 < abs(difference) < self.width
+        if low == high and after in self.maskable:  # known before: what is known of this one is known of the difference
+            if sensitive:
+                self.must_hide.add(after)
+            if difference >= 0:
+                self._bounds[after] = (max(self._bounds[after][0], low), self._bounds[after][1])
+        elif difference >= 0 or sensitive:
+            more = self._variable(("more", str(before), str(after)), low=-self._most if difference < 0 else 0.0)
             self._values[more] = difference
-            self._row([(after_, 1.0), (before_, -1.0), (more, -1.0)])
-            if 0 < abs(difference) < self.width:
+            self._row([(after, 1.0), (before, -1.0), (more, -1.0)])
+            if sensitive:
                 self.protected.append(_Protected(more, self.width))
 
     def _solve_true(self) -> None:
@@ -611,7 +620,7 @@ class _Reader:
 
     def is_sensitive(self, variable: int) -> bool:
         """Whether a count of this release must be hidden."""
-        return 0 < self._values[variable] < self.width
+        return variable in self.must_hide or 0 < self._values[variable] < self.width
 
     def keys_of(self, hidden: set[int]) -> set[Key]:
         """The names of these variables."""
@@ -678,7 +687,7 @@ class _Reader:
                 part.take(point[variables])
         around = set(self.matrix[relations].indices.tolist()) & set(self.maskable) - hidden
         place = {variable: number for number, variable in enumerate(variables)}
-        part.move([place[protected.variable] for protected in asked])
+        part.move({place[protected.variable]: protected.width for protected in asked})
         cuts = []
         for protected in asked:
             q = place[protected.variable]
@@ -768,10 +777,23 @@ class _Part:
         np.minimum(self._least, point, out=self._least)
         np.maximum(self._most, point, out=self._most)
 
-    def move(self, variables: Sequence[int]) -> None:
-        """Find solutions where many variables that are not yet uncertain are far from the truth at once."""
-        for sign in (-1.0, 1.0):
-            self._go([v for v in variables if self._most[v] == self._least[v]], sign)
+    def move(self, asked: Mapping[int, int]) -> None:
+        """Find solutions where many of these variables are far apart at once, as long as that settles some of them.
+
+        `asked` holds the width each needs. The directions are drawn, from the same seed on every machine.
+        """
+        import numpy as np
+
+        draw = np.random.default_rng(0)
+        left = list(asked)
+        while len(left) > 2:
+            signs = draw.choice((-1.0, 1.0), len(left))
+            for side in (1.0, -1.0):
+                self._go(dict(zip(left, signs * side, strict=True)))
+            unsettled = [v for v in left if self._most[v] - self._least[v] < asked[v]]
+            if len(unsettled) > 0.9 * len(left):
+                return
+            left = unsettled
 
     def find_ends(self, variable: int, width: int) -> tuple[_End, _End] | None:
         """None where whole numbers that agree with all that is known lie so far apart; else both ends without whole numbers."""
@@ -779,18 +801,18 @@ class _Part:
         for sign in (1.0, -1.0):
             if self._most[variable] - self._least[variable] >= width:
                 return None
-            ends.append(self._go([variable], sign))
+            ends.append(self._go({variable: sign}))
         if self._most[variable] - self._least[variable] >= width:
             return None
         return ends[0], ends[1]
 
-    def _go(self, variables: Sequence[int], sign: float) -> _End:
-        """Where the variables together are least (1) or greatest (-1)."""
+    def _go(self, directions: Mapping[int, float]) -> _End:
+        """Where variables are least (1) or greatest (-1), all together."""
         import numpy as np
         from scipy.optimize import linprog
 
         aim = np.zeros(len(self._low))
-        aim[list(variables)] = sign
+        aim[list(directions)] = list(directions.values())
         found = linprog(
             aim + self._lean,
             A_eq=self._matrix,
