@@ -14,6 +14,7 @@ from validator.runner import Findings, validate
 
 from crmo_fhir import pipeline
 from crmo_fhir.model.parameters import Parameters
+from crmo_fhir.model.study import Disclosure
 
 pytestmark = pytest.mark.validator
 
@@ -22,6 +23,8 @@ WINDOWS = {
     "small-cohort": (date(2002, 10, 1), date(2003, 10, 31)),
 }
 """Dates of diagnosis within which the demonstration holds nobody, and three children without a TNF-α inhibitor."""
+
+RELEASES = {"masked": Disclosure(5), "masked-and-rounded": Disclosure(10, 5)}
 
 
 def without_status(report: dict[str, Any]) -> None:
@@ -55,7 +58,7 @@ BROKEN: dict[str, Callable[[dict[str, Any]], None]] = {
 
 @pytest.fixture(scope="session")
 def written(demo_study, tmp_path_factory) -> Path:
-    """What the program writes for three cohorts, and reports spoilt on purpose."""
+    """What the program writes for three cohorts, what it releases, and reports spoilt on purpose."""
     folder = tmp_path_factory.mktemp("written")
     for name in ("measure.json", "library.json"):
         shutil.copy(demo_study / name, folder)
@@ -65,6 +68,11 @@ def written(demo_study, tmp_path_factory) -> Path:
         pipeline.extract(str(DEMONSTRATION), study, Parameters(since=since, until=until))
         pipeline.measure(study)
         shutil.copy(study / "measure-report.json", folder / f"{name}.json")
+    for name, disclosure in RELEASES.items():
+        study = tmp_path_factory.mktemp(name) / "study"
+        pipeline.demo(study)
+        pipeline.release(study, disclosure)
+        shutil.copy(study / "release" / "measure-report.json", folder / f"{name}.json")
     report = json.loads((demo_study / "measure-report.json").read_text(encoding="utf-8"))
     for name, spoil in BROKEN.items():
         broken = deepcopy(report)
@@ -85,7 +93,7 @@ def findings(written, tmp_path_factory) -> dict[str, Findings]:
     return validate(sorted(written.iterdir()), [artifacts])
 
 
-@pytest.mark.parametrize("name", ["measure", "library", "demonstration", *WINDOWS])
+@pytest.mark.parametrize("name", ["measure", "library", "demonstration", *WINDOWS, *RELEASES])
 def test_what_is_written_is_valid(findings, name):
     found = findings[f"{name}.json"]
     assert found.errors == 0, "\n".join(found.lines)
@@ -96,6 +104,12 @@ def test_the_validator_finds_what_is_broken(findings, name):
     found = findings[f"{name}.json"]
     assert found.errors > 0
     assert any(line.startswith("ERROR") for line in found.lines)
+
+
+def test_masked_counts_are_there_to_be_validated(written):
+    for name in RELEASES:
+        text = (written / f"{name}.json").read_text(encoding="utf-8")
+        assert text.count('"valueCode": "masked"') > 20
 
 
 def test_the_cohorts_are_what_they_are_meant_to_be(written):
