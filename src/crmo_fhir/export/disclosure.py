@@ -277,6 +277,8 @@ def _relate_foci(known: _Known, strata: Mapping[tuple[str, str], list[str]], foc
         known.part(both, child)
         known.part(both, several)
         known.bound([one, several], [child])
+    if not bones:
+        known.total(foci, [])
     known.part(one, foci)
     known.bound([foci], [one, several, several])
     known.bound(children, [one, several])
@@ -285,16 +287,17 @@ def _relate_foci(known: _Known, strata: Mapping[tuple[str, str], list[str]], foc
 def _relate_lines(known: _Known, strata: Mapping[tuple[str, str], list[str]], lines: Key) -> None:
     """Who ended at a line reached it, and so did all who ended later."""
     numbers = strata.get(("tnfi-lines", "line-ended"), [])
+    if not numbers:
+        return
     for number, later in zip(numbers, [*numbers[1:], ""], strict=True):
         reached, ended = (_n("tnfi-lines", key, number) for key in ("line-reached", "line-ended"))
         if later:
             known.total(reached, [ended, _n("tnfi-lines", "line-reached", later)])
         else:
             known.same(reached, ended)
-    if numbers:
-        known.same(_n("tnfi-lines", "line-reached", numbers[0]), lines)
-        if int(numbers[-1]) > 3:  # three lines are always listed, a fourth because somebody reached it
-            known.at_least_one.append(_n("tnfi-lines", "line-ended", numbers[-1]))
+    known.same(_n("tnfi-lines", "line-reached", numbers[0]), lines)
+    if int(numbers[-1]) > 3:  # three lines are always listed, a fourth because somebody reached it
+        known.at_least_one.append(_n("tnfi-lines", "line-ended", numbers[-1]))
 
 
 def _relate_readings(known: _Known, group: str) -> None:
@@ -367,7 +370,8 @@ def _relate_treated(known: _Known, strata: Mapping[tuple[str, str], list[str]]) 
         for stratifier in CUTS:
             values = strata.get((group, stratifier), [])
             own = {value: (*everybody[:1], stratifier, value, "treated") for value in values}
-            known.total(everybody, own.values())
+            if values or (group, "sex") in strata:  # no agent, nobody treated
+                known.total(everybody, own.values())
             for value, treated in own.items():
                 known.bound([treated], [_whole(group, stratifier, value)])
                 if stratifier in OF_CHILDREN:
@@ -456,7 +460,7 @@ class _Reader:
     """
 
     def __init__(self, results: Sequence[Result], disclosure: Disclosure, earlier: Sequence[Release]) -> None:
-        self.width = disclosure.threshold
+        self.width, self.exact = disclosure.threshold, disclosure.rounding <= 1
         self._index: dict[Key, int] = {}
         self._rows: list[dict[int, float]] = []
         self._bounds: list[tuple[float, float]] = []
@@ -867,10 +871,11 @@ class _Choice:
             for place in own:
                 self._cost[place] += weight / 10
             self._lost.append((weight, own))
-        for terms in reader.rows():
-            self._open(reader, terms)
+        if reader.exact:
+            for terms in reader.rows():
+                self._spread(reader, terms)
 
-    def _open(self, reader: _Reader, terms: Mapping[int, float]) -> None:
+    def _spread(self, reader: _Reader, terms: Mapping[int, float]) -> None:
         """Nothing is hidden alone in a relation of which all else is shown."""
         if any(reader.is_open(variable) for variable in terms):
             return
