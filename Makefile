@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test check lint lock promises schedules kill-everywhere bench-extract bench-bulk clean
+.PHONY: demo test check lint lock promises schedules kill-everywhere releases bench-extract bench-bulk bench-disclosure clean
 
 demo: $(INSTALLED) ## the main job on the bundled cohort
 	rm -rf .demo
@@ -30,11 +30,17 @@ schedules: $(INSTALLED) ## 10,000 random fault schedules in place of 1,000 (hour
 kill-everywhere: $(INSTALLED) ## kill -9 at every system call of an extract, not only at a choice of them (needs strace)
 	CRMO_FHIR_KILLS=all CRMO_FHIR_REQUIRE=strace $(BIN)/pytest tests/promises/test_crash.py
 
+releases: $(INSTALLED) ## releases of 200 random cohorts at four thresholds against a reader, in place of 4 at one (an hour)
+	CRMO_FHIR_RELEASES=200 $(BIN)/pytest tests/property/test_release.py
+
 bench-extract: $(INSTALLED) ## ours beside a raw loop and smart-fetch, on one HAPI with 11,000 resources
 	$(BIN)/python tests/bench/extract.py
 
 bench-bulk: $(INSTALLED) ## the memory of an extract by bulk export of 1 GB
 	$(BIN)/python tests/bench/bulk.py
+
+bench-disclosure: $(INSTALLED) ## how much a release shows, beside plain primary and margin masking
+	$(BIN)/python tests/bench/disclosure.py
 
 lock: $(INSTALLED) ## pin what pyproject.toml allows, with hashes
 	$(BIN)/pip install --quiet uv

@@ -25,6 +25,7 @@ from crmo_fhir.errors import DISK_FAILURES, CrmoFhirError, IncompleteError, Inte
 from crmo_fhir.fhir.dates import parse_date
 from crmo_fhir.model.parameters import Parameters
 from crmo_fhir.model.records import WHOLE
+from crmo_fhir.model.study import Disclosure
 
 if TYPE_CHECKING:
     from crmo_fhir.source.probe import Finding
@@ -651,6 +652,56 @@ def run(source: str | None, study: Path, published: Path | None, quiet: bool, **
         form=form,
     )
     _show(measured, study, quiet=quiet)
+
+
+@cli.command()
+@click.argument("study", type=click.Path(path_type=Path))
+@click.option(
+    "--threshold",
+    type=click.IntRange(2, 100),
+    default=5,
+    show_default=True,
+    help="Least count that is shown beside zero.",
+)
+@click.option(
+    "--rounding", metavar="BASE", type=click.IntRange(0, 100), default=0, help="Round all counts to a multiple of BASE."
+)
+@click.option(
+    "--after",
+    metavar="STUDY",
+    multiple=True,
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Another study with children of this one whose releases count as earlier ones too.",
+)
+@_mappings
+@_accept_partial
+@_published
+@_quiet
+def release(
+    study: Path,
+    threshold: int,
+    rounding: int,
+    after: tuple[Path, ...],
+    mappings: Path | None,
+    accept_partial: bool,
+    published: Path | None,
+    quiet: bool,
+) -> None:
+    """Make the copy of the figures of STUDY that may leave the hospital: STUDY/release, small counts masked.
+
+    Masked are counts under the threshold and what would give them away, also together with earlier releases.
+    """
+    released = pipeline.release(
+        study,
+        Disclosure(threshold, rounding),
+        mappings=mappings,
+        accept_partial=accept_partial,
+        published=published,
+        after=after,
+    )
+    if not quiet:
+        click.echo(f"{released.shown} of {released.counts} counts are shown, {released.counts - released.shown} masked")
+        click.echo(f"what may leave the hospital is in {study / 'release'}")
 
 
 @cli.command()

@@ -41,7 +41,9 @@ if TYPE_CHECKING:
 FORMAT = 3
 JOURNAL_HOURS = 24
 """What a run that was cut off has fetched is used again for so long."""
-_STATE = (".lock", ".journal", ".export", ".raw-new", ".raw-old", ".cohort-new", ".cohort-old")
+_RECEIPTS = "receipts"
+_RELEASE = "release"
+_STATE = (_RECEIPTS, ".lock", ".journal", ".export", ".raw-new", ".raw-old", ".cohort-new", ".cohort-old")
 DRY_RUN = "publish-dry-run.json"
 OUTPUTS = (
     "results.csv",
@@ -567,32 +569,36 @@ def open_cohort(study: Path, raw: Raw) -> dict[str, Any]:
     return dict(build)
 
 
-def write_outputs(study: Path, files: Mapping[str, str], account: Mapping[str, Any]) -> None:
+def write_outputs(
+    study: Path, files: Mapping[str, str], account: Mapping[str, Any], folder: Path | None = None
+) -> None:
     """Write the figures of a study: every file complete under another name first, then all renamed, results.csv last.
 
     `outputs.json` keeps the hashes of the others, the build they are of, and `account`: what they were asked for with.
     """
-    written = {name: _write(_staged(study, name), text)["sha256"] for name, text in sorted(files.items())}
+    folder = folder or study
+    written = {name: _write(_staged(folder, name), text)["sha256"] for name, text in sorted(files.items())}
     build = sha256_of(study / "cohort" / "build.json")
-    _write(_staged(study, "outputs.json"), _sealed({**account, "build": build, "files": written}))
-    (study / OUTPUTS[0]).unlink(missing_ok=True)
+    _write(_staged(folder, "outputs.json"), _sealed({**account, "build": build, "files": written}))
+    (folder / OUTPUTS[0]).unlink(missing_ok=True)
     for name in reversed(OUTPUTS):
         if name in written or name == "outputs.json":
-            _staged(study, name).replace(study / name)
+            _staged(folder, name).replace(folder / name)
         else:
-            (study / name).unlink(missing_ok=True)
-    _sync_folder(study)
+            (folder / name).unlink(missing_ok=True)
+    _sync_folder(folder)
 
 
-def open_outputs(study: Path) -> dict[str, Any]:
-    """The account of the figures of a study, after its files were compared with it.
+def open_outputs(study: Path, folder: Path | None = None) -> dict[str, Any]:
+    """The account of the figures of a study (or of its release, in `folder`), after its files were compared with it.
 
     Raises UsageError where nothing was measured, IntegrityError where a file changed or the figures are of another cohort.
     """
-    path = study / "outputs.json"
-    if not path.is_file() or not (study / OUTPUTS[0]).is_file():
-        raise UsageError(f"{study}: no figures here; run 'crmo-fhir measure {study}' first")
-    again = f"run 'crmo-fhir measure {study}' again"
+    folder = folder or study
+    path = folder / "outputs.json"
+    if not path.is_file() or not (folder / OUTPUTS[0]).is_file():
+        raise UsageError(f"{folder}: no figures here; run 'crmo-fhir measure {study}' first")
+    again = f"run 'crmo-fhir {'measure' if folder == study else 'release'} {study}' again"
     try:
         account = json.loads(path.read_text(encoding="utf-8"))
         expected = dict(account["files"])
@@ -601,13 +607,55 @@ def open_outputs(study: Path) -> dict[str, Any]:
     if not _is_sealed(account, path):
         raise IntegrityError(f"{path}: is not what was written (its seal is broken); {again}")
     for name, digest in sorted(expected.items()):
-        if not (study / name).is_file():
-            raise IntegrityError(f"{study / name}: is missing; {again}")
-        if sha256_of(study / name) != digest:
-            raise IntegrityError(f"{study / name}: is not what was written (its SHA-256 differs); {again}")
+        if not (folder / name).is_file():
+            raise IntegrityError(f"{folder / name}: is missing; {again}")
+        if sha256_of(folder / name) != digest:
+            raise IntegrityError(f"{folder / name}: is not what was written (its SHA-256 differs); {again}")
     if account["build"] != sha256_of(study / "cohort" / "build.json"):
-        raise IntegrityError(f"{study}: the figures are of another cohort; {again}")
+        raise IntegrityError(f"{folder}: the figures are of another cohort; {again}")
     return dict(account)
+
+
+def write_release(study: Path, files: Mapping[str, str], account: Mapping[str, Any]) -> None:
+    """Write `STUDY/release`, as `write_outputs` writes the figures of a study."""
+    folder = study / _RELEASE
+    folder.mkdir(mode=0o700, exist_ok=True)
+    write_outputs(study, files, account, folder)
+
+
+def open_receipts(study: Path) -> list[dict[str, Any]]:
+    """What was released of a study before, oldest first. Raises IntegrityError where a receipt is not what was written."""
+    receipts = []
+    for path in sorted((study / _RECEIPTS).glob("release-*.json"), key=lambda path: (len(path.name), path.name)):
+        try:
+            receipt = json.loads(path.read_text(encoding="utf-8"))
+            whole = _is_sealed(receipt, path)
+        except (ValueError, AttributeError):
+            whole = False
+        if not whole:
+            raise IntegrityError(
+                f"{path}: is not what was written (its seal is broken), so no release can be held against it; put the "
+                "file back from a copy"
+            )
+        receipts.append(receipt)
+    return receipts
+
+
+def keep_receipt(study: Path, receipt: Mapping[str, Any]) -> None:
+    """Keep what a release holds, exact and as released, where no later extract touches it; once for the same figures.
+
+    It is for its owner alone and never leaves the study: it holds what the release hides.
+    """
+    folder = study / _RECEIPTS
+    folder.mkdir(mode=0o700, exist_ok=True)
+    earlier = open_receipts(study)
+    if any(one["results"] == receipt["results"] for one in earlier):
+        return
+    path = folder / f"release-{len(earlier) + 1}.json"
+    staged = folder / f".{path.name}.new"
+    _write(staged, _sealed(receipt))
+    staged.replace(path)
+    _sync_folder(folder)
 
 
 def _staged(study: Path, name: str) -> Path:
@@ -711,8 +759,9 @@ def _mend(study: Path) -> None:
         for left in (new, old):
             shutil.rmtree(left, ignore_errors=True)
     for name in OUTPUTS:
-        _staged(study, name).unlink(missing_ok=True)
-    for left in (study / "receipts").glob(".*.new"):
+        for folder in (study, study / _RELEASE):
+            _staged(folder, name).unlink(missing_ok=True)
+    for left in (study / _RECEIPTS).glob(".*.new"):
         left.unlink(missing_ok=True)
 
 

@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from importlib.resources import files as package_files
@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 
     from crmo_fhir.artifacts import Artifacts
     from crmo_fhir.difference import Change
+    from crmo_fhir.export.disclosure import Release
     from crmo_fhir.fhir.client import FhirClient
     from crmo_fhir.landing import Journal, Raw
     from crmo_fhir.model.records import Pull
-    from crmo_fhir.model.results import Result
-    from crmo_fhir.model.study import Study
+    from crmo_fhir.model.results import Member, Result
+    from crmo_fhir.model.study import Disclosure, Study
     from crmo_fhir.publish import Held, Plan
     from crmo_fhir.source.crawl import Earlier
     from crmo_fhir.source.probe import Finding
@@ -575,18 +576,6 @@ def _figures(
 ) -> "tuple[Measured, dict[str, str]]":
     """The figures of a study and the files they are written to."""
     from crmo_fhir import landing
-    from crmo_fhir.export.measure_report import (
-        build_individual_reports,
-        build_measure_report,
-        build_subject_list,
-        checked,
-        to_json,
-        to_line,
-    )
-    from crmo_fhir.export.r5 import to_r5
-    from crmo_fhir.export.report import report_html
-    from crmo_fhir.export.results import results_csv
-    from crmo_fhir.export.table1 import table1_csv
     from crmo_fhir.metrics import compute_members, compute_results
     from crmo_fhir.model.tables import COHORT
 
@@ -600,10 +589,35 @@ def _figures(
         raise UsageError(f"{study}: extracted with other mappings; give the same --mappings")
     parameters, folder, form = _parameters(request), study / "cohort", Form(**account["form"])
     tables = {name: table.from_parquet((folder / f"{name}.parquet").read_bytes()) for name, table in COHORT.items()}
-    results = compute_results(tables, parameters)
     known = _study(raw.manifest, built, tables["patients"], parameters, folder, account["reporter"])
-    printed, measure = account["published"], artifacts.measure()
-    report = build_measure_report(results, known, measure, form.deqm)
+    measured = Measured(compute_results(tables, parameters), known)
+    members = compute_members(tables, parameters) if form.individual else None
+    return measured, _texts(measured, artifacts, account["published"], form, members)
+
+
+def _texts(
+    measured: Measured,
+    artifacts: "Artifacts",
+    printed: Sequence[Mapping[str, str]] | None,
+    form: Form,
+    members: "Sequence[Member] | None" = None,
+) -> dict[str, str]:
+    """What is written of figures, by file name."""
+    from crmo_fhir.export.measure_report import (
+        build_individual_reports,
+        build_measure_report,
+        build_subject_list,
+        checked,
+        to_json,
+        to_line,
+    )
+    from crmo_fhir.export.r5 import to_r5
+    from crmo_fhir.export.report import report_html
+    from crmo_fhir.export.results import results_csv
+    from crmo_fhir.export.table1 import table1_csv
+
+    results, study, measure = measured.results, measured.study, artifacts.measure()
+    report = build_measure_report(results, study, measure, form.deqm)
     version = to_r5 if form.fhir_version == "R5" else lambda resource: resource
     files = {
         "results.csv": results_csv(results),
@@ -611,15 +625,15 @@ def _figures(
         "measure.json": to_json(version(checked(measure))),
         "library.json": to_json(version(checked(artifacts.library()))),
         "measure-report.json": to_json(version(report)),
-        "report.html": report_html(results, known, printed),
+        "report.html": report_html(results, study, printed),
     }
-    if form.individual:
-        members = compute_members(tables, parameters)
-        individual = build_individual_reports(members, known, measure, form.deqm)
+    if members is not None:
+        individual = build_individual_reports(members, study, measure, form.deqm)
         files["individual-reports.ndjson"] = "".join(to_line(version(one)) for one in individual)
-        listed = build_subject_list(report, members, known, measure, form.deqm)
-        files["subject-list-report.json"] = to_json(version(listed))
-    return Measured(results, known), files
+        files["subject-list-report.json"] = to_json(
+            version(build_subject_list(report, members, study, measure, form.deqm))
+        )
+    return files
 
 
 def _check(raw: "Raw", files: Mapping[str, str]) -> int:
@@ -627,6 +641,91 @@ def _check(raw: "Raw", files: Mapping[str, str]) -> int:
     from crmo_fhir.export.verification import verify_outputs
 
     return verify_outputs(files, landing.record_keys(raw))
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """What a release shows, for the terminal: the rows as released, and how many of their counts are shown."""
+
+    results: "list[Result]"
+    study: "Study"
+    shown: int
+    counts: int
+
+
+def release(
+    study: Path,
+    disclosure: "Disclosure",
+    *,
+    mappings: Path | None = None,
+    accept_partial: bool = False,
+    published: Path | None = None,
+    after: Sequence[Path] = (),
+) -> Released:
+    """STUDY/results.csv → STUDY/release: the same files, with every count masked that a child could be recognised by.
+
+    Held against the receipts of earlier releases, of this study and of those `after`; its own receipt is written before the
+    files. Raises an error of `verify` where the study is not what `measure` left, PrivacyError where nothing safe remains.
+    """
+    from crmo_fhir import landing
+    from crmo_fhir.artifacts import Artifacts
+    from crmo_fhir.export.disclosure import count_shown, filter_published, filter_results
+    from crmo_fhir.export.results import results_csv
+    from crmo_fhir.metrics.statistics import INTERVALS
+
+    with ExitStack() as held:
+        for one in {folder.resolve(): folder for folder in (study, *after)}.values():
+            held.enter_context(landing.hold(one))
+        artifacts = Artifacts.load(mappings)
+        measured, _, account = _verified(study, mappings, accept_partial=accept_partial)
+        exact = results_csv(measured.results)
+        earlier = [
+            _release(receipt) for one in dict.fromkeys((study, *after)) for receipt in landing.open_receipts(one)
+        ]
+        interval = INTERVALS[measured.study.parameters.interval]
+        results = filter_results(measured.results, disclosure, interval, earlier)
+        printed = _read_csv(published.read_text(encoding="utf-8")) if published else None
+        safe = None if printed is None else filter_published(printed, results, disclosure) or None
+        form = replace(Form(**account["form"]), individual=False)
+        outputs = _texts(Measured(results, _released_study(measured.study, disclosure)), artifacts, safe, form)
+        content = {"results": exact, "released": outputs["results.csv"], **asdict(disclosure)}
+        landing.keep_receipt(study, {**content, "released on": datetime.now(UTC).date().isoformat()})
+        landing.write_release(
+            study, outputs, {**account, "published": safe, "form": asdict(form), **asdict(disclosure)}
+        )
+    return Released(results, measured.study, *count_shown(results))
+
+
+def _release(receipt: Mapping[str, Any]) -> "Release":
+    from crmo_fhir.export.disclosure import Release
+    from crmo_fhir.export.results import read_results
+    from crmo_fhir.model.study import Disclosure
+
+    return Release(
+        tuple(read_results(receipt["results"])),
+        tuple(read_results(receipt["released"])),
+        Disclosure(receipt["threshold"], receipt["rounding"]),
+        receipt["released on"],
+    )
+
+
+def _released_study(study: "Study", disclosure: "Disclosure") -> "Study":
+    """The study without counts that cannot be protected; a date that is one child's is widened to its year."""
+    given = study.parameters
+    lock = study.data_lock
+    if lock is not None and given.data_lock is None:
+        lock = lock.replace(month=12, day=31)
+    return replace(
+        study,
+        start=study.start if given.since else study.start.replace(month=1, day=1),
+        end=study.end if given.until else study.end.replace(month=12, day=31),
+        data_lock=lock,
+        attrition=(),
+        unmapped=(),
+        ledger={},
+        warnings=(),
+        disclosure=disclosure,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -724,6 +823,8 @@ def _target(study: Path, to: str, allowed: Sequence[str]) -> tuple[str, bool]:
 
 def _publishable(study: Path, mappings: Path | None, *, own: bool, warn: Tell) -> list[dict[str, Any]]:
     """Library, Measure and reports in the order in which they are written, after `verify`; the masked ones for elsewhere."""
+    from crmo_fhir import landing
+
     _, _, account = _verified(study, mappings)
     if account["form"]["fhir_version"] != "R4":
         raise UsageError(
@@ -735,8 +836,9 @@ def _publishable(study: Path, mappings: Path | None, *, own: bool, warn: Tell) -
         raise PrivacyError(
             f"{study}: unmasked figures go back to the server they came from and nowhere else; run 'crmo-fhir release {study}' first"
         )
-    folders = [release if not own and (release / name).is_file() else study for name in names]
-    library, measured, report = (_json_of(folder / name) for folder, name in zip(folders, names, strict=True))
+    if not own:
+        landing.open_outputs(study, release)
+    library, measured, report = (_json_of((study if own else release) / name) for name in names)
     if report.get("status") != "complete":
         raise IncompleteError(f"{study}: the report is of a pull that is not whole; it is not published")
     if any(one.get("name") == NOT_NAMED for one in report.get("contained", ())):

@@ -14,6 +14,7 @@ from validator.runner import Findings, validate
 
 from crmo_fhir import pipeline
 from crmo_fhir.model.parameters import Parameters
+from crmo_fhir.model.study import Disclosure
 
 pytestmark = pytest.mark.validator
 
@@ -22,6 +23,8 @@ WINDOWS = {
     "small-cohort": (date(2002, 10, 1), date(2003, 10, 31)),
 }
 """Dates of diagnosis within which the demonstration holds nobody, and three children without a TNF-α inhibitor."""
+
+RELEASES = {"masked": Disclosure(5), "masked-and-rounded": Disclosure(10, 5)}
 
 
 def without_status(report: dict[str, Any]) -> None:
@@ -60,7 +63,7 @@ CHILDREN = 3
 
 @pytest.fixture(scope="session")
 def written(demo_study, tmp_path_factory) -> Path:
-    """What the program writes for several cohorts and in both families, and reports spoilt on purpose."""
+    """What the program writes for several cohorts and in both families, what it releases, and reports spoilt on purpose."""
     folder = tmp_path_factory.mktemp("written")
     for name in ("measure.json", "library.json"):
         shutil.copy(demo_study / name, folder)
@@ -77,6 +80,11 @@ def written(demo_study, tmp_path_factory) -> Path:
         shutil.copy(study / "subject-list-report.json", folder / f"{name}-subject-list.json")
         for number, line in enumerate((study / "individual-reports.ndjson").read_text("utf-8").splitlines()[:CHILDREN]):
             (folder / f"{name}-child-{number}.json").write_text(line, encoding="utf-8")
+    for name, disclosure in RELEASES.items():
+        study = tmp_path_factory.mktemp(name) / "study"
+        pipeline.demo(study)
+        pipeline.release(study, disclosure)
+        shutil.copy(study / "release" / "measure-report.json", folder / f"{name}.json")
     report = json.loads((demo_study / "measure-report.json").read_text(encoding="utf-8"))
     for name, spoil in BROKEN.items():
         broken = deepcopy(report)
@@ -125,7 +133,7 @@ def findings_in_r5(needed, demo_study, tmp_path_factory) -> dict[str, Findings]:
 
 
 VALID = [
-    *("measure", "library", "demonstration", *WINDOWS),
+    *("measure", "library", "demonstration", *WINDOWS, *RELEASES),
     *(f"{family}-{kind}" for family in FORMS for kind in ("summary", "subject-list")),
     *(f"{family}-child-{number}" for family in FORMS for number in range(CHILDREN)),
 ]
@@ -157,6 +165,12 @@ def test_the_validator_finds_what_is_broken(findings, name):
 @pytest.mark.parametrize("name", ["without-period", "as-in-r4"])
 def test_the_validator_finds_what_is_broken_in_r5(findings_in_r5, name):
     assert findings_in_r5[f"{name}.json"].errors > 0
+
+
+def test_masked_counts_are_there_to_be_validated(written):
+    for name in RELEASES:
+        text = (written / f"{name}.json").read_text(encoding="utf-8")
+        assert text.count('"valueCode": "masked"') > 20
 
 
 def test_the_cohorts_are_what_they_are_meant_to_be(written):

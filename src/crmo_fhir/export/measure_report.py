@@ -19,7 +19,16 @@ from fhir.resources.R4B import get_fhir_model_class
 from pydantic import ValidationError
 
 from crmo_fhir.errors import IncompleteError, UsageError
-from crmo_fhir.export.table1 import STRATIFIERS, Figures, interval, percent, round_half_away
+from crmo_fhir.export.table1 import (
+    CONFIDENTIAL,
+    STRATIFIERS,
+    Figures,
+    describe_disclosure,
+    interval,
+    percent,
+    round_half_away,
+    shown,
+)
 from crmo_fhir.model.records import WHOLE
 from crmo_fhir.model.results import Member, Result
 from crmo_fhir.model.study import Study
@@ -183,7 +192,8 @@ def _head(study: Study, measure: Mapping[str, Any], kind: str, profile: str, sub
             {
                 "url": "http://hl7.org/fhir/uv/crmi/StructureDefinition/crmi-softwaresystem",
                 "valueReference": {"reference": "#crmo-fhir"},
-            }
+            },
+            {"url": f"{CORE}/cqf-inputParameters", "valueReference": {"reference": "#disclosure"}},
         ],
         "identifier": [{"system": IDENTIFIER_SYSTEM, "value": digest}],
         "status": "complete" if study.complete else "pending",
@@ -259,17 +269,18 @@ def _contained(study: Study) -> list[Json]:
 
 
 def _parameters(study: Study) -> Json:
-    """Every choice and threshold the figures were made with, as a Parameters resource."""
-    values = study.parameters
-    return {
-        "resourceType": "Parameters",
-        "id": "parameters",
-        "parameter": [
-            _parameter(field.name, value)
-            for field in fields(values)
-            if (value := getattr(values, field.name)) not in (None, "", {})
-        ],
-    }
+    """Every choice and threshold the figures were made with, and how far they may go, as a Parameters resource."""
+    values, disclosure = study.parameters, study.disclosure
+    given = [
+        _parameter(field.name, value)
+        for field in fields(values)
+        if (value := getattr(values, field.name)) not in (None, "", {})
+    ]
+    given.append({"name": "disclosure", "valueCode": disclosure.mode})
+    if disclosure.threshold:
+        given += [_parameter("disclosure_threshold", disclosure.threshold)]
+        given += [_parameter("disclosure_rounding", disclosure.rounding)]
+    return {"resourceType": "Parameters", "id": "parameters", "parameter": given}
 
 
 def _parameter(name: str, value: object) -> Json:
@@ -321,7 +332,8 @@ def _group(figures: Figures, group: Mapping[str, Any], profiles: Family) -> Json
         **_score(row, proportion=_is_proportion(group)),
     }
     # who was treated is known for the group only: where some could not be judged, the strata leave that count out
-    known = initial == row.N
+    unjudged = figures.overall(f"{group['id']}-not-evaluable")
+    known = row.N is not None and initial == row.N and (unjudged is None or unjudged.n == 0)
     if group.get("stratifier"):
         built["stratifier"] = [
             _stratifier(figures, group, stratifier, initial_known=known) for stratifier in group["stratifier"]
@@ -440,18 +452,20 @@ def _stratifier_frame(stratifier: Mapping[str, Any]) -> Json:
     }
 
 
-def _population(path: str, population: Mapping[str, Any], row: Result, initial: int) -> Json:
+def _population(path: str, population: Mapping[str, Any], row: Result, initial: int | None) -> Json:
     counts = {"initial-population": initial, "denominator": row.N, "numerator": row.n}
+    count = counts[_code(population)]
+    masked = {"_count": {"extension": [{"url": f"{CORE}/data-absent-reason", "valueCode": "masked"}]}}
     return {
         "extension": [_link_id(path, population["id"])],
         "code": population["code"],
-        "count": counts[_code(population)],
+        **({"count": count} if count is not None else masked),
     }
 
 
 def _score(row: Result, *, proportion: bool) -> Json:
-    """n/N with its interval, as fractions without unit; nothing for 0/0 or a group that is only counted."""
-    if not proportion or not row.N:
+    """n/N with its interval, as fractions without unit; nothing for 0/0, a masked row, or a group that is only counted."""
+    if not proportion or row.n is None or not row.N:
         return {}
     score: Json = {"value": _decimal(row.n / row.N)}
     if row.ci_low is not None and row.ci_high is not None:
@@ -483,11 +497,15 @@ def _overall(figures: Figures, group_id: str) -> Result:
     return row
 
 
-def _initial_population(figures: Figures, row: Result) -> int:
-    """Those treated, where the results say so; the NSAID group, whose denominator is the whole cohort, has that."""
+def _initial_population(figures: Figures, row: Result) -> int | None:
+    """Those treated, where the results say so; the NSAID group, whose denominator is the whole cohort, has that.
+
+    None where it is masked.
+    """
     treated = None if row.group == "nsaid-clinical" else figures.overall(f"{row.group}-treated")
     initial = row.N if treated is None else treated.n
-    if not 0 <= row.n <= row.N <= initial:
+    known = [count for count in (0, row.n, row.N, initial) if count is not None]
+    if known != sorted(known):
         message = f"results of `{row.group}` contradict themselves: not n ≤ N ≤ treated; run `crmo-fhir measure` again"
         raise IncompleteError(message)
     return initial
@@ -531,15 +549,18 @@ def _narrative(figures: Figures, study: Study, measure: Mapping[str, Any]) -> st
     lines = [
         f"<p>{_escaped(measure['title'])}. Diagnosed {period}. Reported by: {_escaped(study.reporter)}.</p>",
         *([f"<p>{_escaped(_partial(study))}</p>"] if not study.complete else []),
+        f"<p>{_escaped(describe_disclosure(study.disclosure))}</p>",
         f"<table><thead><tr>{heads}</tr></thead><tbody>",
     ]
     for group in measure["group"]:
         row = _overall(figures, group["id"])
-        lines.append(_narrative_row(group["code"]["text"], row, str(_initial_population(figures, row))))
+        lines.append(_narrative_row(group["code"]["text"], row, shown(_initial_population(figures, row))))
         for stratifier in group.get("stratifier", ()):
             key = stratifier["code"]["coding"][0]["code"]
             name = STRATIFIERS.get(key, key)
-            lines.extend(_narrative_row(f"– {name}: {r.stratum}", r) for r in figures.strata(group["id"], key) if r.N)
+            lines.extend(
+                _narrative_row(f"– {name}: {r.stratum}", r) for r in figures.strata(group["id"], key) if r.N != 0
+            )
     return f'<div xmlns="http://www.w3.org/1999/xhtml">{"".join(lines)}</tbody></table></div>'
 
 
@@ -568,7 +589,8 @@ def _partial(study: Study) -> str:
 
 
 def _narrative_row(name: str, row: Result, initial: str = "") -> str:
-    cells = (name, str(row.n), str(row.N), percent(row), interval(row), initial)
+    share = CONFIDENTIAL if row.masked else percent(row)
+    cells = (name, shown(row.n), shown(row.N), share, interval(row), initial)
     return "<tr>" + "".join(f"<td>{_escaped(cell) if cell else ''}</td>" for cell in cells) + "</tr>"
 
 

@@ -15,18 +15,21 @@ from markupsafe import Markup
 
 from crmo_fhir.export.table1 import (
     COHORT_STRATIFIERS,
+    CONFIDENTIAL,
     STRATIFIERS,
     TREATMENT_GROUPS,
     Figures,
     compare,
+    describe_disclosure,
     interval,
     limits,
     mean,
     percent,
     round_half_away,
+    shown,
 )
 from crmo_fhir.model.parameters import Parameters
-from crmo_fhir.model.results import Result
+from crmo_fhir.model.results import MASKED, Result
 from crmo_fhir.model.study import Study
 
 UNMAPPED_SHOWN = 100
@@ -52,6 +55,7 @@ _IN_FIRST_TABLE = ("treated", "not-evaluable")
 _NOTES = {
     "from orders": "from prescriptions only: no record says that the drug was taken",
     "no proportion: nothing to count (0/0)": "",
+    MASKED: "",
 }
 _STEPS = {
     "confirmed": "Diagnosis confirmed",
@@ -116,8 +120,8 @@ class Line:
 
     name: str
     unit: str
-    n: int
-    N: int
+    n: str
+    N: str
     percent: str
     interval: str
     point: str
@@ -143,6 +147,9 @@ def report_html(results: Sequence[Result], study: Study, printed: Sequence[Mappi
     unmapped = sorted(study.unmapped, key=_by_count)
     return environment.get_template("report.html.j2").render(
         study=study,
+        disclosure=describe_disclosure(study.disclosure),
+        confidential=CONFIDENTIAL,
+        shown=shown,
         interval=_INTERVALS.get(study.parameters.interval, study.parameters.interval),
         treatment=[
             (group, _line(name, row, _not_evaluable(figures, group))) for group, name, row in _treatment(figures)
@@ -190,15 +197,15 @@ def _line(name: str, row: Result, extra: str = "") -> Line:
     return Line(
         name=name,
         unit=_UNITS.get(row.unit, row.unit),
-        n=row.n,
-        N=row.N,
-        percent=share or "–",
-        interval=interval(row) or "–",
+        n=shown(row.n),
+        N=shown(row.N),
+        percent=CONFIDENTIAL if row.masked else share or "–",
+        interval="" if row.masked else interval(row) or "–",
         point=share,
         low=low,
         width=width,
         extra=extra,
-        note=_NOTES.get(row.note, row.note),
+        note="; ".join(filter(None, (_NOTES.get(note, note) for note in row.note.split("; ")))),
     )
 
 
@@ -211,7 +218,7 @@ def _treatment(figures: Figures) -> Iterator[tuple[str, str, Result]]:
 
 def _not_evaluable(figures: Figures, group: str) -> str:
     row = figures.overall(f"{group}-not-evaluable")
-    return f"{row.n} of {row.N}" if row else "–"
+    return f"{shown(row.n)} of {shown(row.N)}" if row else "–"
 
 
 def _sexes(figures: Figures) -> str:
@@ -239,8 +246,8 @@ def _strata(figures: Figures) -> Iterator[tuple[str, list[tuple[str, list[Line |
     """
     groups = [group for group, _, _ in _treatment(figures)]
     for key in dict.fromkeys(key for group in groups for key in figures.stratifiers(group)):
-        cut = [group for group in groups if sum(row.N > 0 for row in figures.strata(group, key)) > 1]
-        strata = dict.fromkeys(row.stratum for group in cut for row in figures.strata(group, key) if row.N)
+        cut = [group for group in groups if sum(row.N != 0 for row in figures.strata(group, key)) > 1]
+        strata = dict.fromkeys(row.stratum for group in cut for row in figures.strata(group, key) if row.N != 0)
         rows = [
             (
                 stratum,

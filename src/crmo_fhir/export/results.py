@@ -1,4 +1,7 @@
-"""results.csv: the result rows as text and back, without rounding (design: files of a study)."""
+"""results.csv: the result rows as text and back, without rounding (design: files of a study).
+
+A masked count is an empty cell, in a row with the note `masked`.
+"""
 
 import csv
 import io
@@ -6,7 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from crmo_fhir.errors import IntegrityError
-from crmo_fhir.model.results import COLUMNS, Result
+from crmo_fhir.model.results import COLUMNS, MASKED, Result
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\0", "'")
 """First characters a spreadsheet may act on (OWASP ASVS 1.2.10); the apostrophe too, so that reading back is exact."""
@@ -56,8 +59,8 @@ def read_results(text: str) -> list[Result]:
                     stratifier=_text(cells["stratifier"]),
                     stratum=_text(cells["stratum"]),
                     unit=_text(cells["unit"]),
-                    n=int(cells["n"]),
-                    N=int(cells["N"]),
+                    n=_count(cells["n"], cells["note"]),
+                    N=_count(cells["N"], cells["note"]),
                     proportion=_number(cells["proportion"]),
                     ci_low=_number(cells["ci_low"]),
                     ci_high=_number(cells["ci_high"]),
@@ -73,6 +76,10 @@ def read_results(text: str) -> list[Result]:
 
 def _text(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and cell[1:].startswith(_FORMULA) else cell
+
+
+def _count(cell: str, note: str) -> int | None:
+    return None if not cell and note.startswith(MASKED) else int(cell)
 
 
 def _number(cell: str) -> float | None:

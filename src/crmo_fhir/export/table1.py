@@ -12,8 +12,11 @@ from fractions import Fraction
 
 from crmo_fhir.errors import UsageError
 from crmo_fhir.export.results import csv_text
-from crmo_fhir.model.results import Result
+from crmo_fhir.model.results import MASKED, Result
+from crmo_fhir.model.study import Disclosure
 
+CONFIDENTIAL = "[c]"
+"""Stands for a masked count, as official statistics write it; no number and no dash (nothing to count) looks like it."""
 PERCENT_DECIMALS = 1
 MEAN_DECIMALS = 2
 
@@ -69,8 +72,8 @@ def round_half_away(value: Fraction | float, decimals: int) -> str:
 
 
 def percent(result: Result) -> str:
-    """n/N in percent; empty for 0/0 and for a count, which is no proportion and has no interval."""
-    if result.proportion is None or result.ci_low is None or not result.N:
+    """n/N in percent; empty for 0/0, for a masked row, and for a count, which is no proportion and has no interval."""
+    if result.proportion is None or result.ci_low is None or result.n is None or not result.N:
         return ""
     return round_half_away(Fraction(result.n, result.N) * 100, PERCENT_DECIMALS)
 
@@ -90,8 +93,26 @@ def interval(result: Result) -> str:
 
 
 def mean(result: Result) -> str:
-    """n/N as a mean, for a figure that is no proportion; empty for 0/0."""
-    return round_half_away(Fraction(result.n, result.N), MEAN_DECIMALS) if result.N else ""
+    """n/N as a mean, for a figure that is no proportion; empty for 0/0 and where one of the two is masked."""
+    if result.n is None or not result.N:
+        return ""
+    return round_half_away(Fraction(result.n, result.N), MEAN_DECIMALS)
+
+
+def shown(count: int | None) -> str:
+    """A count as text; for a masked one a sign that no number can be mistaken for."""
+    return CONFIDENTIAL if count is None else str(count)
+
+
+def describe_disclosure(disclosure: Disclosure) -> str:
+    """How far the figures may go, in words."""
+    if disclosure.mode == "internal":
+        return "Internal: small numbers are not masked, and a figure may describe a single child."
+    base = f" All counts are rounded to the nearest {disclosure.rounding}." if disclosure.rounding else ""
+    return (
+        f"Released: counts from 1 to {disclosure.threshold - 1}, and others from which such a count could be concluded, are "
+        f"held back and stand as {CONFIDENTIAL}.{base}"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +143,11 @@ class Figures:
         return list(dict.fromkeys(row.stratifier for row in self.rows if row.group == group and row.stratifier))
 
     def bones(self, stratifier: str) -> list[Result]:
-        """The rows of the foci by bone, most frequent first."""
-        return sorted(self.strata("foci", stratifier), key=lambda row: (-row.n, row.stratum))
+        """The rows of the foci by bone, most frequent first, those that are masked by name only."""
+        return sorted(self.strata("foci", stratifier), key=lambda row: (-(row.n or 0), row.stratum))
 
     def not_evaluable(self, group: str) -> int | None:
-        """How many of those treated could not be evaluated; None where the study does not say."""
+        """How many of those treated could not be evaluated; None where the study does not say or it is masked."""
         row = self.overall(f"{group}-not-evaluable")
         return None if row is None else row.n
 
@@ -134,7 +155,8 @@ class Figures:
         foci, cohort = self.overall("foci"), self.overall("cohort")
         if foci is None or cohort is None:
             return None
-        return Result("foci-per-patient", "focus per patient", foci.n, cohort.n)
+        note = MASKED if foci.masked or cohort.masked else ""
+        return Result("foci-per-patient", "focus per patient", foci.n, cohort.n, note=note)
 
 
 def table1_rows(results: Sequence[Result]) -> Iterator[tuple[str, Result]]:
@@ -190,8 +212,8 @@ def _computed(figures: Figures, row: Mapping[str, str]) -> str:
         return "not computed"
     share = percent(result)
     words = {
-        "n": str(result.n),
-        "N": str(result.N),
+        "n": shown(result.n),
+        "N": shown(result.N),
         "percent": f"{share} %" if share else "–",
         "mean": mean(result) or "–",
     }

@@ -7,6 +7,7 @@ checks do. They read the files as anyone can, and know nothing of how the figure
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from math import isclose
 from typing import Any
@@ -32,7 +33,7 @@ def verify_outputs(files: Mapping[str, str], keys: frozenset[str]) -> int:
 
     Gives the number of relations that were checked. Raises IntegrityError for the first that does not hold.
     """
-    results = read_results(files["results.csv"])
+    results = _counted(read_results(files["results.csv"]))
     measure, library, report = (json.loads(files[f"{name}.json"]) for name in ("measure", "library", "measure-report"))
     individual = [json.loads(line) for line in files.get("individual-reports.ndjson", "").splitlines()]
     listed = json.loads(files["subject-list-report.json"]) if "subject-list-report.json" in files else None
@@ -62,10 +63,33 @@ def verify_outputs(files: Mapping[str, str], keys: frozenset[str]) -> int:
 Relations = Iterator[tuple[bool, str]]
 
 
-def _arithmetic(results: Sequence[Result]) -> Relations:
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A result row whose counts are all there."""
+
+    group: str
+    stratifier: str
+    stratum: str
+    n: int
+    N: int
+    proportion: float | None
+    ci_low: float | None
+    ci_high: float | None
+
+
+def _counted(results: Sequence[Result]) -> list[_Row]:
+    rows = []
+    for one in results:
+        if one.n is None or one.N is None:
+            raise IntegrityError("results.csv: a count is missing, as in a release; run 'crmo-fhir measure' again")
+        rows.append(_Row(one.group, one.stratifier, one.stratum, one.n, one.N, one.proportion, one.ci_low, one.ci_high))
+    return rows
+
+
+def _arithmetic(results: Sequence[_Row]) -> Relations:
     """Not n > N, proportion = n/N inside its interval, one overall row a group, strata that add up, readings that agree."""
     overall = {row.group: row for row in results if not row.stratifier}
-    strata: dict[tuple[str, str], list[Result]] = defaultdict(list)
+    strata: dict[tuple[str, str], list[_Row]] = defaultdict(list)
     yield len(overall) == sum(not row.stratifier for row in results), "a group has more than one overall row"
     for row in results:
         where = " ".join(part for part in (f"`{row.group}`", row.stratifier, row.stratum) if part)
@@ -91,7 +115,7 @@ def _arithmetic(results: Sequence[Result]) -> Relations:
     yield from _readings(overall)
 
 
-def _readings(overall: Mapping[str, Result]) -> Relations:
+def _readings(overall: Mapping[str, _Row]) -> Relations:
     for name, treated in overall.items():
         if not name.endswith("-treated"):
             continue
@@ -116,7 +140,7 @@ def _canonicals(measure: Json, library: Json, report: Json) -> Relations:
     yield measure["library"] == [f"{library['url']}|{library['version']}"], "its Library is not the one beside it"
 
 
-def _counts(report: Json, measure: Json, results: Sequence[Result]) -> Relations:
+def _counts(report: Json, measure: Json, results: Sequence[_Row]) -> Relations:
     """Groups, populations, scores and strata of the report, held against the Measure and the result rows."""
     rows = {(row.group, row.stratifier, row.stratum): row for row in results}
     yield [g["id"] for g in report["group"]] == [g["id"] for g in measure["group"]], "not the groups of the Measure"
@@ -139,9 +163,7 @@ def _counts(report: Json, measure: Json, results: Sequence[Result]) -> Relations
             yield from _strata(stratifier, name, rows, proportion=denominator is not None)
 
 
-def _strata(
-    stratifier: Json, group: str, rows: Mapping[tuple[str, str, str], Result], *, proportion: bool
-) -> Relations:
+def _strata(stratifier: Json, group: str, rows: Mapping[tuple[str, str, str], _Row], *, proportion: bool) -> Relations:
     name = _code(stratifier["code"])
     values = [value for g, s, value in rows if (g, s) == (group, name)]
     strata = {_value(stratum): stratum for stratum in stratifier.get("stratum", ())}
@@ -239,7 +261,7 @@ def _is_r5(resource: Json) -> bool:
     return "linkId" in (resource.get("group") or [{}])[0]
 
 
-class _Rows(HTMLParser):
+class _Cells(HTMLParser):
     """The cells of each table row that has an id."""
 
     def __init__(self) -> None:
@@ -266,9 +288,9 @@ class _Rows(HTMLParser):
             self.rows[self._row][-1] += data
 
 
-def _page(text: str, results: Sequence[Result]) -> Relations:
+def _page(text: str, results: Sequence[_Row]) -> Relations:
     """The treatment table of report.html shows n and N as results.csv has them."""
-    rows = _Rows()
+    rows = _Cells()
     rows.feed(text)
     for row in results:
         if row.group in TREATMENT_GROUPS and not row.stratifier:

@@ -9,13 +9,14 @@ class Result:
     """n of N in one stratum of one group.
 
     `proportion` is n/N as an unrounded fraction, None for 0/0 or where n/N is no proportion; `note` then says why.
-    The overall row of a group has empty `stratifier` and `stratum`.
+    The overall row of a group has empty `stratifier` and `stratum`. In a release a masked count is None, and a row with
+    one has no proportion and no interval (`note`: MASKED).
     """
 
     group: str
     unit: str
-    n: int
-    N: int
+    n: int | None
+    N: int | None
     stratifier: str = ""
     stratum: str = ""
     proportion: float | None = None
@@ -24,7 +25,14 @@ class Result:
     ci_method: str = ""
     note: str = ""
 
+    @property
+    def masked(self) -> bool:
+        """Whether a count of the row is held back."""
+        return self.n is None or self.N is None
 
+
+MASKED = "masked"
+"""Note of a row whose counts are not all shown."""
 COLUMNS = (
     "group",
     "stratifier",

@@ -8,6 +8,21 @@ from crmo_fhir.model.parameters import Parameters
 
 
 @dataclass(frozen=True, slots=True)
+class Disclosure:
+    """How far the figures may go (clinical rules §6): `internal` is as counted; `released` has small counts masked.
+
+    `threshold` is the least count that a release shows beside zero; `rounding` the base its counts are rounded to, 0: none.
+    """
+
+    threshold: int
+    rounding: int = 0
+    mode: str = "released"
+
+
+INTERNAL = Disclosure(0, 0, "internal")
+
+
+@dataclass(frozen=True, slots=True)
 class Study:
     """One study, as `export` needs it. Nothing here comes from the clock or the folder's name, or holds a patient.
 
@@ -15,7 +30,7 @@ class Study:
     `reporter` names the reporting hospital; `reporter_reference` (`Organization/…`) takes the place of the contained
     Organization where the server has one. `source_kind` says in words where the records came from.
     `attrition` and `unmapped` are rows of the tables of those names, `ledger` the number of (patient, type) cells in each
-    state.
+    state. A release has none of these three, nor warnings: their small counts cannot be protected.
     """
 
     parameters: Parameters
@@ -31,3 +46,4 @@ class Study:
     unmapped: tuple[Mapping[str, object], ...] = ()
     ledger: Mapping[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    disclosure: Disclosure = INTERNAL
