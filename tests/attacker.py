@@ -308,6 +308,7 @@ class Attack:
                 after = f"{number} {before.partition(' ')[2]}"
                 if grows and after in self._at and before.endswith((" n", " N")):
                     self._at_least({after: 1, before: -1})
+        self._points: list[np.ndarray] = []
         self._solve = cache(self._solve)
 
     # -- relations --
@@ -516,7 +517,10 @@ class Attack:
                 coo_array((data, (rows, columns)), shape=(len(self._least), size)).tocsr(), self._least, self._most
             ),
         )
-        return None if found.x is None else sign * float(found.fun)
+        if found.x is None:
+            return None
+        self._points.append(np.rint(found.x))
+        return sign * float(found.fun)
 
     def is_possible(self) -> bool:
         """Whether any counts fit all that is said and assumed."""
@@ -530,14 +534,24 @@ class Attack:
         assert high is not None
         return round(low), round(high)
 
+    def is_open(self, width: int, **terms: int) -> bool:
+        """Whether two sets of counts that fit, and were met before, differ that much in a sum of counts."""
+        aim = np.zeros(len(self._at))
+        for key, factor in terms.items():
+            aim[self._at[key]] += factor
+        met = [float(point @ aim) for point in self._points]
+        return bool(met) and max(met) - min(met) >= width
+
     def narrowed(self, threshold: int) -> dict[str, tuple[float, float]]:
         """The hidden counts that can have fewer than threshold + 1 values."""
         found = {}
         for number, said in enumerate(self.releases):
             for key in sorted(said.hidden):
-                low, high = self.range(**{f"{number} {key}": 1})
-                if high - low < threshold:
-                    found[f"{number} {key}"] = (low, high)
+                own = {f"{number} {key}": 1}
+                if not self.is_open(threshold, **own):
+                    low, high = self.range(**own)
+                    if high - low < threshold:
+                        found[f"{number} {key}"] = (low, high)
         return found
 
     def revealed(self, truths: list[dict[str, int]], threshold: int) -> dict[str, tuple[float, float]]:
@@ -555,9 +569,10 @@ class Attack:
                     asked[f"change of {own}"] = {own: 1, f"{number - 1} {key}": -1}
         found = {}
         for label, terms in asked.items():
-            low, high = self.range(**terms)
-            if high - low < threshold:
-                found[label] = (low, high)
+            if not self.is_open(threshold, **terms):
+                low, high = self.range(**terms)
+                if high - low < threshold:
+                    found[label] = (low, high)
         return found
 
 

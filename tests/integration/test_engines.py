@@ -77,7 +77,7 @@ def cases(demo_study, tmp_path_factory) -> dict[str, Case]:
     cohort = {key.rpartition("/")[2] for keys in patients["sources"] for key in keys}
     lines = (demo_study / "raw" / "Patient.ndjson").read_text("utf-8").splitlines()
     around = cohorts.surroundings(frozenset(json.loads(line)["id"] for line in lines), frozenset(cohort))
-    night = {cohorts.patient_of(r) for r in around if r.get("recordedDate", "").endswith("Z")}
+    night = {cohorts.patient_of(r) for r in around if r.get("recordedDate") == "2011-12-31T23:30:00Z"}
     found = {
         "demonstration": Case(
             published + [r for r in around if cohorts.patient_of(r) not in night],

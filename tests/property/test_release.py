@@ -69,11 +69,10 @@ def test_promise_88_two_releases_tell_no_more_together(seed, size, added, thresh
             return
         said.append(attacker.read(study / "release"))
         truths.append(attacker.truth_of(study / "results.csv"))
-    for grows in (False, True):
-        attack = attacker.Attack(*said, grows=grows)
-        assert attack.is_possible()
-        assert attack.narrowed(threshold) == {}
-        assert attack.revealed(truths, threshold) == {}
+    attack = attacker.Attack(*said, grows=True)  # whoever knows that nobody left knows more than who does not
+    assert attack.is_possible()
+    assert attack.narrowed(threshold) == {}
+    assert attack.revealed(truths, threshold) == {}
 
 
 def test_promise_88_the_reader_finds_a_difference(tmp_path):
