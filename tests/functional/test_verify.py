@@ -94,6 +94,13 @@ def test_a_figure_changed_together_with_its_hash_is_found(crmo, study):
     assert "results.csv" in ran.err
 
 
+def test_what_the_us_profile_cannot_say_is_refused(crmo, study):
+    ran = crmo("measure", study, "--deqm", "us", "--individual")
+    assert ran.code == 2
+    assert "--deqm uv" in ran.err
+    assert crmo("verify", study).code == 0, "the figures that were there are there"
+
+
 def test_figures_of_an_earlier_cohort_are_refused(crmo, study):
     kept = texts(study) | {"outputs.json": (study / "outputs.json").read_text()}
     assert (
@@ -172,7 +179,7 @@ SPOILT = {
     "not FHIR": spoil_report(lambda _, report: report.update(nonsense=1)),
     "another type": spoil_report(lambda _, report: report.update(type="guess")),
     "another status": spoil_report(lambda _, report: report.update(status="final")),
-    "another Library": spoil_text("measure.json", "Library/crmo-treatment-effect|", "Library/another|"),
+    "another Library": spoil_text("measure.json", "Library/CrmoTreatmentEffect|", "Library/another|"),
     "another n on the page": spoil_text("report.html", '<tr id="tnfi-clinical">', '<tr id="tnfi">'),
     "a child's count": spoil_child(lambda one: population(one["group"][0], "numerator").update(count=9)),
     "a child twice": lambda files: {

@@ -32,6 +32,7 @@ Key = tuple[str, ...]
 """A count: group, stratifier, stratum, and `n` or `N`; or a made-up name for one that no row holds."""
 Interval = Callable[[int, int], tuple[float, float]]
 
+UNKNOWN = "unknown"
 CUTS = ("agent", "line", "sex", "focality", "sapho")
 OF_CHILDREN = ("sex", "focality", "sapho")
 """The cuts of a treatment group by what the child is, which the cohort is cut by too."""
@@ -384,11 +385,12 @@ def _relate_treated(known: _Known, strata: Mapping[tuple[str, str], list[str]]) 
                     if group == "mtx-clinical":
                         known.part(_whole(group, stratifier, value), whole)
                 else:
-                    known.at_least_one.append(treated)
+                    if value != UNKNOWN:  # which has a row whether anybody is in it or not
+                        known.at_least_one.append(treated)
                     reached = _n("tnfi-lines", "line-reached", value)
                     if children == lines and stratifier == "line" and reached in known.values:
-                        known.bound([treated], [reached])
-                        known.needs.append((treated, reached))
+                        # a course whose agent is not known may be of any line
+                        known.bound([treated, *(own[UNKNOWN] for _ in range(UNKNOWN in own))], [reached])
             if stratifier in OF_CHILDREN and values and everybody != children:
                 known.total(children, [(*children[:1], stratifier, value, "treated") for value in values])
 

@@ -49,7 +49,11 @@ _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """The profiles and extensions of one family of DEQM: canonical URLs."""
+    """The profiles and extensions of one family of DEQM: canonical URLs.
+
+    `us` asks for more: a proportion must have a score, so that 0/0 and a masked count cannot be reported, and a reporter
+    that is contained must be a QI-Core Organization, so that ours is only named.
+    """
 
     summary: str
     individual: str
@@ -57,6 +61,7 @@ class Family:
     reports: str
     scoring: str
     notation: str
+    us: bool = False
 
 
 FAMILIES = {
@@ -75,6 +80,7 @@ FAMILIES = {
         f"{_US}/indv-measurereport-list",
         f"{_US}/extension-measureScoring",
         f"{_US}/extension-groupImprovementNotation",
+        us=True,
     ),
 }
 """DEQM universal and DEQM of the US realm."""
@@ -85,15 +91,17 @@ def build_measure_report(
 ) -> Json:
     """The summary MeasureReport of one study, of a family of DEQM.
 
-    Raises IncompleteError where the results lack a group of the Measure or contradict themselves.
+    Raises IncompleteError where the results lack a group of the Measure or contradict themselves, UsageError where the
+    family cannot say what the results are.
     """
     figures, profiles = Figures(tuple(results)), FAMILIES[family]
     report = {
-        **_head(study, measure, "summary", profiles.summary),
+        **_head(study, measure, "summary", profiles),
         "group": [_group(figures, group, profiles) for group in measure["group"]],
     }
+    _check_scores(report["group"], profiles)
     report["text"] = {"status": "generated", "div": _narrative(figures, study, measure)}
-    report["contained"] = [*_contained(study), _parameters(study), _completeness(study)]
+    report["contained"] += [_parameters(study), _completeness(study)]
     report["extension"] += [
         {"url": f"{CORE}/cqf-inputParameters", "valueReference": {"reference": "#parameters"}},
         {"url": f"{CORE}/cqf-messages", "valueReference": {"reference": "#completeness"}},
@@ -116,7 +124,7 @@ def build_individual_reports(
     shapes: set[object] = set()
     for person in sorted(own):
         report = {
-            **_head(study, measure, "individual", profiles.individual, person),
+            **_head(study, measure, "individual", profiles, person),
             "group": [
                 _group_of_members(group, [m for m in own[person] if m.group == group["id"]], profiles)
                 for group in measure["group"]
@@ -124,6 +132,7 @@ def build_individual_reports(
             "evaluatedResource": _evaluated(own[person], measure),
         }
         report["text"] = {"status": "generated", "div": _narrative_of_child(own[person], study, measure)}
+        _check_scores(report["group"], profiles)
         if (shape := _shape(report)) not in shapes:  # one of each shape stands for all of it
             checked(report)
             shapes.add(shape)
@@ -135,8 +144,7 @@ def build_subject_list(
 ) -> Json:
     """The summary with the individual reports behind every count (`subjectResults`), as a MeasureReport subject-list."""
     profiles = FAMILIES[family]
-    report = json.loads(json.dumps({**summary, **_head(study, measure, "subject-list", profiles.subject_list)}))
-    report["contained"] = _contained(study)
+    report = json.loads(json.dumps({**summary, **_head(study, measure, "subject-list", profiles)}))
     report["text"] = summary["text"]
     for group in report["group"]:
         own = [member for member in members if member.group == group["id"]]
@@ -179,21 +187,38 @@ def _name_subjects(
     population["subjectResults"] = {"reference": f"#{name}"}
 
 
-def _head(study: Study, measure: Mapping[str, Any], kind: str, profile: str, subject: str | None = None) -> Json:
+def _check_scores(groups: Iterable[Json], profiles: Family) -> None:
+    """UsageError where the family wants a score that cannot be given."""
+    for group in groups:
+        if profiles.us and "measureScore" not in group and any(_code(p) == "denominator" for p in group["population"]):
+            raise UsageError(
+                f"--deqm us: its profile wants a score of every proportion, and `{group['id']}` has none (0/0 or masked); "
+                "write --deqm uv"
+            )
+
+
+def _head(study: Study, measure: Mapping[str, Any], kind: str, profiles: Family, subject: str | None = None) -> Json:
     """What every kind of report begins with, its elements in the order of FHIR."""
     name, digest = _identity(study, measure, subject, kind)
+    profile = {
+        "summary": profiles.summary,
+        "individual": profiles.individual,
+        "subject-list": profiles.subject_list,
+    }[kind]
+    reporter = {"reference": study.reporter_reference or "#reporter"}
+    if profiles.us and not study.reporter_reference:
+        reporter = {"type": "Organization", "display": _text(study.reporter)}
     return {
         "resourceType": "MeasureReport",
         "id": name,
         "meta": {"profile": [profile]},
         "text": {},
-        "contained": _contained(study),
+        "contained": _contained(study, reporter),
         "extension": [
             {
                 "url": "http://hl7.org/fhir/uv/crmi/StructureDefinition/crmi-softwaresystem",
                 "valueReference": {"reference": "#crmo-fhir"},
             },
-            {"url": f"{CORE}/cqf-inputParameters", "valueReference": {"reference": "#disclosure"}},
         ],
         "identifier": [{"system": IDENTIFIER_SYSTEM, "value": digest}],
         "status": "complete" if study.complete else "pending",
@@ -201,7 +226,7 @@ def _head(study: Study, measure: Mapping[str, Any], kind: str, profile: str, sub
         "measure": f"{measure['url']}|{measure['version']}",
         **({"subject": {"reference": subject}} if subject else {}),
         "date": (study.data_lock or study.end).isoformat(),
-        "reporter": {"reference": study.reporter_reference or "#reporter"},
+        "reporter": reporter,
         "period": {"start": study.start.isoformat(), "end": study.end.isoformat()},
     }
 
@@ -253,7 +278,7 @@ def checked(resource: Mapping[str, Any]) -> Json:
     return ordered
 
 
-def _contained(study: Study) -> list[Json]:
+def _contained(study: Study, reporter: Mapping[str, str]) -> list[Json]:
     device: Json = {
         "resourceType": "Device",
         "id": "crmo-fhir",
@@ -263,7 +288,7 @@ def _contained(study: Study) -> list[Json]:
         },
         "version": [{"value": study.program_version}],
     }
-    if study.reporter_reference:
+    if reporter.get("reference") != "#reporter":
         return [device]
     return [device, {"resourceType": "Organization", "id": "reporter", "active": True, "name": _text(study.reporter)}]
 
