@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from datetime import date
 from typing import Any
 
+import msgspec
 from fhir.resources.R4B import get_fhir_model_class
 from pydantic import ValidationError
 
@@ -121,7 +122,7 @@ def build_individual_reports(
     own: dict[str, list[Member]] = defaultdict(list)
     for member in members:
         own[member.person].append(member)
-    shapes: set[object] = set()
+    shapes: set[tuple[object, ...]] = set()
     for person in sorted(own):
         report = {
             **_head(study, measure, "individual", profiles, person),
@@ -133,9 +134,9 @@ def build_individual_reports(
         }
         report["text"] = {"status": "generated", "div": _narrative_of_child(own[person], study, measure)}
         _check_scores(report["group"], profiles)
-        if (shape := _shape(report)) not in shapes:  # one of each shape stands for all of it
-            checked(report)
-            shapes.add(shape)
+        if new := {shape for group in report["group"] if (shape := _shape(group)) not in shapes}:
+            validate(report)  # one of each shape stands for all of it
+            shapes |= new
         yield report
 
 
@@ -144,7 +145,7 @@ def build_subject_list(
 ) -> Json:
     """The summary with the individual reports behind every count (`subjectResults`), as a MeasureReport subject-list."""
     profiles = FAMILIES[family]
-    report = json.loads(json.dumps({**summary, **_head(study, measure, "subject-list", profiles)}))
+    report: Json = json.loads(json.dumps({**summary, **_head(study, measure, "subject-list", profiles)}))
     report["text"] = summary["text"]
     for group in report["group"]:
         own = [member for member in members if member.group == group["id"]]
@@ -156,7 +157,7 @@ def build_subject_list(
                 those = [m for m in own if _text(m.strata.get(name, "")) == stratum["value"]["text"]]
                 for population in stratum["population"]:
                     _name_subjects(report, population, those, study, measure, profiles)
-    return checked(report)
+    return report
 
 
 def _name_subjects(
@@ -256,26 +257,27 @@ def to_json(resource: Mapping[str, Any]) -> str:
 
 def to_line(resource: Mapping[str, Any]) -> str:
     """A resource as one line of NDJSON."""
-    return json.dumps(resource, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n"
+    return msgspec.json.encode(resource).decode() + "\n"
 
 
 def checked(resource: Mapping[str, Any]) -> Json:
-    """The resource with its elements in the order of FHIR, checked against the R4 model.
+    """The resource with its elements in the order of FHIR. Raises UsageError where it is no valid R4 resource."""
+    ordered: Json = json.loads(validate(resource).model_dump_json())
+    return ordered
 
-    Raises UsageError where it is no valid R4 resource.
-    """
+
+def validate(resource: Mapping[str, Any]) -> Any:
+    """The resource as the R4 model has it. Raises UsageError where it is no valid R4 resource."""
     name = str(resource.get("resourceType", ""))
     try:
         model_class = get_fhir_model_class(name)
     except ValueError:
         raise UsageError("mappings: a Measure or Library is no FHIR R4 resource type; correct the artifact") from None
     try:
-        model = model_class.model_validate(dict(resource))
+        return model_class.model_validate(dict(resource))
     except ValidationError as error:
         place = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise UsageError(f"the {name} is not valid FHIR R4 at {place}; correct it in mappings/") from None
-    ordered: Json = json.loads(model.model_dump_json())
-    return ordered
 
 
 def _contained(study: Study, reporter: Mapping[str, str]) -> list[Json]:
@@ -437,13 +439,10 @@ def _evaluated(members: Sequence[Member], measure: Mapping[str, Any]) -> list[Js
     ]
 
 
-def _shape(value: object) -> object:
-    """What stays of a report without its values: elements, and what kind of value each holds."""
-    if isinstance(value, Mapping):
-        return frozenset((key, _shape(inner)) for key, inner in value.items())
-    if isinstance(value, list):
-        return (list, frozenset(_shape(inner) for inner in value))
-    return type(value)
+def _shape(group: Mapping[str, Any]) -> tuple[object, ...]:
+    """What may be there or not in a group of one child; everything else is alike in all of them."""
+    strata = [stratum for stratifier in group.get("stratifier", ()) for stratum in stratifier.get("stratum", ())]
+    return group["id"], "measureScore" in group, bool(strata), any("measureScore" in stratum for stratum in strata)
 
 
 def _stratifier(

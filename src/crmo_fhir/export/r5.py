@@ -26,10 +26,7 @@ _ELEMENTS = {f"{CORE}/cqf-inputParameters": ("inputParameters", "valueReference"
 
 
 def to_r5(resource: Mapping[str, Any]) -> Json:
-    """An R4 Measure, Library or MeasureReport of ours as R5, its elements in the order of FHIR.
-
-    Raises UsageError where it is no valid R5 resource.
-    """
+    """An R4 Measure, Library or MeasureReport of ours as R5."""
     copy: Json = json.loads(json.dumps(resource))
     copy.get("meta", {}).pop("profile", None)
     if copy.get("meta") == {}:
@@ -44,7 +41,7 @@ def to_r5(resource: Mapping[str, Any]) -> Json:
             _link_id(part)
         if report:
             _group_of_report(group)
-    return checked_r5(copy)
+    return copy
 
 
 def _contained(resource: Json) -> None:
@@ -95,17 +92,12 @@ def _drop(part: Json, is_lifted: Callable[[str], bool]) -> None:
         part.pop("extension", None)
 
 
-def checked_r5(resource: Mapping[str, Any]) -> Json:
-    """The resource with its elements in the order of FHIR, checked against the R5 model.
-
-    Raises UsageError where it is no valid R5 resource.
-    """
+def validate_r5(resource: Mapping[str, Any]) -> Any:
+    """The resource as the R5 model has it. Raises UsageError where it is no valid R5 resource."""
     try:
-        model = get_fhir_model_class(resource["resourceType"]).model_validate(resource)
+        return get_fhir_model_class(resource["resourceType"]).model_validate(dict(resource))
     except ValidationError as error:
         place = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise UsageError(
             f"the {resource['resourceType']} is not valid FHIR R5 at {place}; correct it in mappings/, or write R4"
         ) from None
-    ordered: Json = json.loads(model.model_dump_json())
-    return ordered

@@ -12,9 +12,11 @@ from html.parser import HTMLParser
 from math import isclose
 from typing import Any
 
+import msgspec
+
 from crmo_fhir.errors import IntegrityError, UsageError
-from crmo_fhir.export.measure_report import checked
-from crmo_fhir.export.r5 import checked_r5
+from crmo_fhir.export.measure_report import validate
+from crmo_fhir.export.r5 import validate_r5
 from crmo_fhir.export.results import read_results
 from crmo_fhir.export.table1 import TREATMENT_GROUPS
 from crmo_fhir.model.results import Result
@@ -25,6 +27,8 @@ _SHARES = ("cohort", "foci", "tnfi-lines")
 """Groups whose strata are shares of the whole group (each N is the group's); in the others a stratum has its own N."""
 _NO_PARTITION = ("bone-patients", "line-reached")
 """Stratifiers in which one child may be in several strata."""
+_ELSEWHERE = ("evaluatedResource", "subject", "group")
+"""Elements of a report whose references lead out of it, or that have none (a group of a summary or of one child)."""
 _POPULATIONS = ("initial-population", "denominator", "numerator")
 
 
@@ -35,7 +39,7 @@ def verify_outputs(files: Mapping[str, str], keys: frozenset[str]) -> int:
     """
     results = _counted(read_results(files["results.csv"]))
     measure, library, report = (json.loads(files[f"{name}.json"]) for name in ("measure", "library", "measure-report"))
-    individual = [json.loads(line) for line in files.get("individual-reports.ndjson", "").splitlines()]
+    individual = [msgspec.json.decode(line) for line in files.get("individual-reports.ndjson", "").splitlines()]
     listed = json.loads(files["subject-list-report.json"]) if "subject-list-report.json" in files else None
     checks = [
         ("results.csv", _arithmetic(results)),
@@ -229,7 +233,7 @@ def _subjects(listed: Json, report: Json, individual: Sequence[Json]) -> Relatio
 def _references(report: Json, keys: frozenset[str]) -> Relations:
     """Whatever is referred to is there: contained, or among the records of the study."""
     contained = {f"#{one['id']}" for one in report.get("contained", ())}
-    named = set(_inner_references({k: v for k, v in report.items() if k not in ("evaluatedResource", "subject")}))
+    named = set(_inner_references({k: v for k, v in report.items() if k not in _ELSEWHERE}))
     yield named >= contained, "contains a resource that nothing refers to"
     yield all(name in contained for name in named if name.startswith("#")), "refers to something it does not contain"
     for reference in (*report.get("evaluatedResource", ()), *([report["subject"]] if "subject" in report else [])):
@@ -250,7 +254,7 @@ def _inner_references(value: object) -> Iterator[str]:
 def _validity(resource: Json) -> Relations:
     """FHIR by the model of its version; the validator of the tests knows the profiles too."""
     try:
-        (checked_r5 if _is_r5(resource) else checked)(resource)
+        (validate_r5 if _is_r5(resource) else validate)(resource)
     except UsageError as error:
         yield False, str(error).split(";")[0]
     else:
