@@ -486,10 +486,12 @@ class Attack:
                         self._at_least({treated: 1, child: -1})
                         self._needs(treated, child)
                 else:
+                    if value == "unknown":  # it has a row even where nobody is in it
+                        continue
                     self._some(treated)
                     if unit == "tnfi courses" and cut == "line":
-                        self._at_least({treated: 1, f"{r}tnfi-lines line-reached={value} n": -1})
-                        self._needs(treated, f"{r}tnfi-lines line-reached={value} n")
+                        unknown = {f"{r}{unit} {cut}=unknown": 1.0} if "unknown" in values else {}
+                        self._at_least({treated: 1, **unknown, f"{r}tnfi-lines line-reached={value} n": -1})
 
     def _by_patient(self, r: str) -> None:
         """One child is at least one course, judged or not, with effect or without."""

@@ -597,7 +597,9 @@ def open_outputs(study: Path, folder: Path | None = None) -> dict[str, Any]:
     folder = folder or study
     path = folder / "outputs.json"
     if not path.is_file() or not (folder / OUTPUTS[0]).is_file():
-        raise UsageError(f"{folder}: no figures here; run 'crmo-fhir measure {study}' first")
+        raise UsageError(
+            f"{folder}: no figures here (results.csv or outputs.json is missing); run 'crmo-fhir measure {study}' first"
+        )
     again = f"run 'crmo-fhir {'measure' if folder == study else 'release'} {study}' again"
     try:
         account = json.loads(path.read_text(encoding="utf-8"))

@@ -16,6 +16,7 @@ from fake_server import FakeServer, Fault, Request, Resource, Writes, outcome
 from fhir.resources.R4B import get_fhir_model_class
 from support import Ran
 
+from crmo_fhir import landing
 from crmo_fhir.fhir.client import FhirClient
 from promises.records import COHORT, effect
 from promises.test_crash import end, none_is_left, start, until
@@ -611,8 +612,8 @@ def test_promise_84_only_the_source_or_a_listed_server_is_written_to_and_elsewhe
         assert_said(way.publish("--server", elsewhere.base), 9, "release")
         assert elsewhere.requests == []
         masked = {**way.report(), "group": way.report()["group"][:1]}
-        (way.study / "release").mkdir()
-        (way.study / "release" / "measure-report.json").write_text(json.dumps(masked))
+        files = {name: (way.study / name).read_text() for name in ("results.csv", "measure.json", "library.json")}
+        landing.write_release(way.study, {**files, "measure-report.json": json.dumps(masked)}, {})
         ran = way.confirmed("--server", elsewhere.base)
         assert ran.code == 0, ran.err
         (report,) = (one.resource for one in elsewhere.store.find("MeasureReport", []))
@@ -622,12 +623,25 @@ def test_promise_84_only_the_source_or_a_listed_server_is_written_to_and_elsewhe
     assert bare(way.held()[0]) == bare(way.report())
 
 
-def test_promise_84_a_report_that_names_nobody_is_not_published(way, tmp_path, monkeypatch):
+def test_promise_84_a_release_that_was_changed_goes_nowhere(way, tmp_path, monkeypatch):
+    files = {name: (way.study / name).read_text() for name in ("results.csv", "measure.json", "library.json")}
+    landing.write_release(way.study, {**files, "measure-report.json": json.dumps(way.report())}, {})
+    (way.study / "release" / "measure-report.json").write_text("{}")
+    with FakeServer() as elsewhere:
+        (tmp_path / "crmo-fhir.toml").write_text(f'publish = ["{elsewhere.base}/"]\n')
+        monkeypatch.setenv("CRMO_FHIR_CONFIG", str(tmp_path / "crmo-fhir.toml"))
+        assert_said(way.publish("--server", elsewhere.base), 6, "release")
+        assert elsewhere.requests == []
+
+
+def test_promise_84_a_report_that_names_nobody_is_warned_of(way, tmp_path, monkeypatch):
     monkeypatch.setenv("CRMO_FHIR_CONFIG", os.devnull)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CRMO_FHIR_CONFIG")
     assert way.crmo("measure", way.study, "-q").code == 0
-    assert_said(way.publish(), 2, "reporter")
+    ran = way.publish()
+    assert ran.code == 0, ran.err
+    assert "warning: the report does not name who reports" in ran.err
 
 
 def token(scope: str) -> str:
