@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test check lint lock promises schedules kill-everywhere releases bench-extract bench-bulk bench-disclosure clean
+.PHONY: demo test check lint lock promises schedules kill-everywhere releases bench-extract bench-bulk bench-disclosure bench-reports clean
 
 demo: $(INSTALLED) ## the main job on the bundled cohort
 	rm -rf .demo
@@ -41,6 +41,9 @@ bench-bulk: $(INSTALLED) ## the memory of an extract by bulk export of 1 GB
 
 bench-disclosure: $(INSTALLED) ## how much a release shows, beside plain primary and margin masking
 	$(BIN)/python tests/bench/disclosure.py
+
+bench-reports: $(INSTALLED) ## the reports of 1,000 children, and a ledger of a million rows
+	$(BIN)/python tests/bench/reports.py
 
 lock: $(INSTALLED) ## pin what pyproject.toml allows, with hashes
 	$(BIN)/pip install --quiet uv
