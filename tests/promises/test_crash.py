@@ -264,7 +264,8 @@ class Rerun:
         assert tables(self.study) == self.cohort
         assert hidden(self.study) == [".lock"]
         if kept:
-            assert kept + len(fetched(self.server.requests[again:])) <= self.pages
+            # One more: a search of two pages, of which the kill left one only, may be asked for again as a whole.
+            assert kept + len(fetched(self.server.requests[again:])) <= self.pages + 1
             assert asked - kept <= lost
 
 
