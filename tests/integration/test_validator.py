@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engines import cohorts
 from support import DEMONSTRATION, required
 from validator.runner import Findings, validate
 
@@ -56,6 +57,8 @@ BROKEN: dict[str, Callable[[dict[str, Any]], None]] = {
 }
 
 
+RANDOM = (4, 5)
+"""Seeds of random cohorts."""
 CHILDREN = 3
 """So many reports of single children are validated; they are all made alike."""
 
@@ -72,6 +75,12 @@ def written(demo_study, tmp_path_factory) -> Path:
         pipeline.extract(str(DEMONSTRATION), study, Parameters(since=since, until=until))
         pipeline.measure(study)
         shutil.copy(study / "measure-report.json", folder / f"{name}.json")
+    for seed in RANDOM:
+        study, records = tmp_path_factory.mktemp("random") / "study", tmp_path_factory.mktemp("records")
+        cohorts.write(cohorts.generated(seed), records)
+        pipeline.extract(str(records), study, Parameters())
+        pipeline.measure(study)
+        shutil.copy(study / "measure-report.json", folder / f"random-{seed}.json")
     study = Path(shutil.copytree(demo_study, tmp_path_factory.mktemp("forms") / "study"))
     pipeline.measure(study, form=pipeline.Form(deqm="us"))
     shutil.copy(study / "measure-report.json", folder / "us-summary.json")
@@ -134,6 +143,7 @@ def findings_in_r5(needed, demo_study, tmp_path_factory) -> dict[str, Findings]:
 VALID = [
     *("measure", "library", "demonstration", *WINDOWS, *RELEASES),
     *("us-summary", "subject-list"),
+    *(f"random-{seed}" for seed in RANDOM),
     *(f"child-{number}" for number in range(CHILDREN)),
 ]
 VALID_IN_R5 = [

@@ -52,7 +52,7 @@ def server() -> Iterator[FakeServer]:
 
 def environment() -> dict[str, str]:
     rest = {name: value for name, value in os.environ.items() if not name.startswith("CRMO_FHIR_")}
-    return {**rest, "PYTHONDONTWRITEBYTECODE": "1"}
+    return {**rest, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONFAULTHANDLER": "1"}
 
 
 BEGUN: list[subprocess.Popen[str]] = []
