@@ -505,7 +505,7 @@ class Attack:
 
     # -- solving --
 
-    def _solve(self, terms: tuple[tuple[str, int], ...], sign: int) -> float | None:
+    def _solve(self, terms: tuple[tuple[str, int], ...], sign: int, presolve: bool = True) -> float | None:
         rows, columns, data = zip(*self._terms, strict=True)
         size = len(self._at)
         aim = np.zeros(size)
@@ -514,6 +514,7 @@ class Attack:
         found = milp(
             aim,
             integrality=np.ones(size),
+            options={"presolve": presolve},
             bounds=Bounds(np.ceil(self._low), np.floor(self._high)),
             constraints=LinearConstraint(
                 coo_array((data, (rows, columns)), shape=(len(self._least), size)).tocsr(), self._least, self._most
@@ -536,6 +537,21 @@ class Attack:
         assert high is not None
         return round(low), round(high)
 
+    def is_narrow(self, width: int, **terms: int) -> tuple[float, float] | None:
+        """The range of a sum of counts, if it is that narrow; None if it is not.
+
+        Asked twice, the second time without presolve, which for one of these systems cut off numbers that fit.
+        """
+        if self.is_open(width, **terms):
+            return None
+        low, high = self.range(**terms)
+        if high - low >= width:
+            return None
+        own = tuple(terms.items())
+        for sign in (1, -1):
+            self._solve(own, sign, presolve=False)
+        return None if self.is_open(width, **terms) else (low, high)
+
     def is_open(self, width: int, **terms: int) -> bool:
         """Whether two sets of counts that fit, and were met before, differ that much in a sum of counts."""
         aim = np.zeros(len(self._at))
@@ -549,11 +565,8 @@ class Attack:
         found = {}
         for number, said in enumerate(self.releases):
             for key in sorted(said.hidden):
-                own = {f"{number} {key}": 1}
-                if not self.is_open(threshold, **own):
-                    low, high = self.range(**own)
-                    if high - low < threshold:
-                        found[f"{number} {key}"] = (low, high)
+                if (ends := self.is_narrow(threshold, **{f"{number} {key}": 1})) is not None:
+                    found[f"{number} {key}"] = ends
         return found
 
     def revealed(self, truths: list[dict[str, int]], threshold: int) -> dict[str, tuple[float, float]]:
@@ -571,10 +584,8 @@ class Attack:
                     asked[f"change of {own}"] = {own: 1, f"{number - 1} {key}": -1}
         found = {}
         for label, terms in asked.items():
-            if not self.is_open(threshold, **terms):
-                low, high = self.range(**terms)
-                if high - low < threshold:
-                    found[label] = (low, high)
+            if (ends := self.is_narrow(threshold, **terms)) is not None:
+                found[label] = ends
         return found
 
 
