@@ -53,10 +53,9 @@ OUTPUTS = (
     "library.json",
     "measure-report.json",
     "report.html",
-    "individual-reports.ndjson",
-    "subject-list-report.json",
 )
-"""The figures of a study; the last two on request only. `outputs.json` is the account of the others."""
+"""The figures of a study; `outputs.json` is the account of the others."""
+ON_REQUEST = ("individual-reports.ndjson", "subject-list-report.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -581,7 +580,7 @@ def write_outputs(
     build = sha256_of(study / "cohort" / "build.json")
     _write(_staged(folder, "outputs.json"), _sealed({**account, "build": build, "files": written}))
     (folder / OUTPUTS[0]).unlink(missing_ok=True)
-    for name in reversed(OUTPUTS):
+    for name in (*ON_REQUEST, *reversed(OUTPUTS)):
         if name in written or name == "outputs.json":
             _staged(folder, name).replace(folder / name)
         else:
@@ -742,7 +741,7 @@ def _swap(staging: Path, target: Path) -> None:
     `_mend` undoes the half of it where the run ends between the two renames.
     """
     _sync_folder(staging)
-    for name in OUTPUTS:
+    for name in (*OUTPUTS, *ON_REQUEST):
         (target.parent / name).unlink(missing_ok=True)
     old = target.with_name(f".{target.name}-old")
     if target.exists():
@@ -760,7 +759,7 @@ def _mend(study: Path) -> None:
             old.rename(study / name)
         for left in (new, old):
             shutil.rmtree(left, ignore_errors=True)
-    for name in OUTPUTS:
+    for name in (*OUTPUTS, *ON_REQUEST):
         for folder in (study, study / _RELEASE):
             _staged(folder, name).unlink(missing_ok=True)
     for left in (study / _RECEIPTS).glob(".*.new"):

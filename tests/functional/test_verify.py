@@ -13,6 +13,7 @@ from crmo_fhir import landing, pipeline
 from crmo_fhir.errors import IntegrityError
 from crmo_fhir.export.verification import verify_outputs
 
+ALL = (*landing.OUTPUTS, *landing.ON_REQUEST)
 WINDOW = ("--since", "2002", "--until", "2011")
 
 
@@ -32,9 +33,7 @@ def study(whole, tmp_path) -> Path:
 
 def texts(study: Path) -> dict[str, str]:
     return {
-        p.name: p.read_text(encoding="utf-8")
-        for p in study.iterdir()
-        if p.name in landing.OUTPUTS[2:] or p.name == "results.csv"
+        p.name: p.read_text(encoding="utf-8") for p in study.iterdir() if p.name in ALL[2:] or p.name == "results.csv"
     }
 
 
@@ -61,9 +60,7 @@ def test_every_form_passes(crmo, study, form):
     assert crmo("verify", study).code == 0
 
 
-@pytest.mark.parametrize(
-    "name", [*landing.OUTPUTS, "cohort/courses.parquet", "cohort/attrition.csv", "raw/Patient.ndjson"]
-)
+@pytest.mark.parametrize("name", [*ALL, "cohort/courses.parquet", "cohort/attrition.csv", "raw/Patient.ndjson"])
 def test_a_changed_byte_is_found(crmo, study, name):
     content = bytearray((study / name).read_bytes())
     content[len(content) // 2] ^= 1
@@ -74,7 +71,7 @@ def test_a_changed_byte_is_found(crmo, study, name):
     assert Path(name).name in ran.err
 
 
-@pytest.mark.parametrize("name", landing.OUTPUTS)
+@pytest.mark.parametrize("name", ALL)
 def test_a_missing_file_is_found(crmo, study, name):
     (study / name).unlink()
     ran = crmo("verify", study)
