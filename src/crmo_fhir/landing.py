@@ -624,39 +624,20 @@ def write_release(study: Path, files: Mapping[str, str], account: Mapping[str, A
     write_outputs(study, files, account, folder)
 
 
-def open_receipts(study: Path) -> list[dict[str, Any]]:
+def read_releases(study: Path) -> list[dict[str, Any]]:
     """What was released of a study before, oldest first. Raises IntegrityError where a receipt is not what was written."""
-    receipts = []
-    for path in sorted((study / _RECEIPTS).glob("release-*.json"), key=lambda path: (len(path.name), path.name)):
-        try:
-            receipt = json.loads(path.read_text(encoding="utf-8"))
-            whole = _is_sealed(receipt, path)
-        except (ValueError, AttributeError):
-            whole = False
-        if not whole:
-            raise IntegrityError(
-                f"{path}: is not what was written (its seal is broken), so no release can be held against it; put the "
-                "file back from a copy"
-            )
-        receipts.append(receipt)
-    return receipts
+    found = sorted((study / _RECEIPTS).glob("release-*.json"), key=lambda path: (len(path.name), path.name))
+    return [_read_receipt(path, "no release can be held against it: put it back from a copy") for path in found]
 
 
-def keep_receipt(study: Path, receipt: Mapping[str, Any]) -> None:
+def keep_release(study: Path, receipt: Mapping[str, Any]) -> None:
     """Keep what a release holds, exact and as released, where no later extract touches it; once for the same figures.
 
     It is for its owner alone and never leaves the study: it holds what the release hides.
     """
-    folder = study / _RECEIPTS
-    folder.mkdir(mode=0o700, exist_ok=True)
-    earlier = open_receipts(study)
-    if any(one["results"] == receipt["results"] for one in earlier):
-        return
-    path = folder / f"release-{len(earlier) + 1}.json"
-    staged = folder / f".{path.name}.new"
-    _write(staged, _sealed(receipt))
-    staged.replace(path)
-    _sync_folder(folder)
+    earlier = read_releases(study)
+    if not any(one["results"] == receipt["results"] for one in earlier):
+        write_receipt(study, f"release-{len(earlier) + 1}.json", receipt)
 
 
 def _staged(study: Path, name: str) -> Path:
@@ -665,33 +646,31 @@ def _staged(study: Path, name: str) -> Path:
 
 def read_receipts(study: Path) -> list[dict[str, Any]]:
     """The receipts of what was published from the study, oldest first. Raises IntegrityError where one was changed."""
-    return [_read_receipt(path) for path in sorted((study / "receipts").glob("publish-[0-9]*.json"))]
+    return [_read_receipt(path) for path in sorted((study / _RECEIPTS).glob("publish-[0-9]*.json"))]
 
 
 def read_dry_run(study: Path) -> dict[str, Any] | None:
     """What the last dry run of `publish` has shown, in the form of a receipt."""
-    path = study / "receipts" / DRY_RUN
+    path = study / _RECEIPTS / DRY_RUN
     return _read_receipt(path) if path.is_file() else None
 
 
-def _read_receipt(path: Path) -> dict[str, Any]:
+def _read_receipt(path: Path, remedy: str = "restore it, or move it out of the study") -> dict[str, Any]:
     try:
         receipt = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
-        raise IntegrityError(f"{path}: cannot be read as a receipt; restore it, or move it out of the study") from error
+        raise IntegrityError(f"{path}: cannot be read as a receipt; {remedy}") from error
     if not isinstance(receipt, dict) or not _is_sealed(receipt, path):
-        raise IntegrityError(
-            f"{path}: is not what was written (its seal is broken); restore it, or move it out of the study"
-        )
+        raise IntegrityError(f"{path}: is not what was written (its seal is broken); {remedy}")
     return receipt
 
 
 def write_receipt(study: Path, name: str, receipt: Mapping[str, Any]) -> None:
     """Write a receipt in one step; what it replaces is there until then."""
-    folder = study / "receipts"
+    folder = study / _RECEIPTS
     folder.mkdir(mode=0o700, exist_ok=True)
-    _write(folder / f".{name}.new", _sealed(receipt))
-    (folder / f".{name}.new").replace(folder / name)
+    _write(_staged(folder, name), _sealed(receipt))
+    _staged(folder, name).replace(folder / name)
     _sync_folder(folder)
 
 

@@ -524,6 +524,7 @@ def measure(
 
     with landing.hold(study):
         raw = landing.open_raw(study, accept_partial=accept_partial)
+        built = landing.open_cohort(study, raw)
         account = {
             "program": __version__,
             "mappings": raw.manifest["request"]["mappings"],
@@ -531,7 +532,7 @@ def measure(
             "reporter": reporter,
             "form": asdict(form or Form()),
         }
-        measured, files = _figures(study, raw, Artifacts.load(mappings), account)
+        measured, files = _figures(study, raw, built, Artifacts.load(mappings), account)
         _check(raw, files)
         landing.write_outputs(study, files, account)
     return measured
@@ -544,25 +545,25 @@ def verify(study: Path, *, mappings: Path | None = None, accept_partial: bool = 
     must agree (`export.verification`). Raises IntegrityError for the first thing that is not as it must be.
     """
     from crmo_fhir import landing
+    from crmo_fhir.artifacts import Artifacts
 
     with landing.hold(study):
-        measured, checked, _ = _verified(study, mappings, accept_partial=accept_partial)
+        measured, checked, _ = _verified(study, Artifacts.load(mappings), accept_partial=accept_partial)
     return measured, checked
 
 
 def _verified(
-    study: Path, mappings: Path | None, *, accept_partial: bool = False
+    study: Path, artifacts: "Artifacts", *, accept_partial: bool = False
 ) -> "tuple[Measured, int, dict[str, Any]]":
     """The same of a study that is ours alone, with the account of its figures."""
     from crmo_fhir import landing
-    from crmo_fhir.artifacts import Artifacts
 
     raw = landing.open_raw(study, accept_partial=accept_partial)
-    landing.open_cohort(study, raw)
+    built = landing.open_cohort(study, raw)
     account = landing.open_outputs(study)
     files = {name: (study / name).read_text(encoding="utf-8") for name in account["files"]}
     checked = _check(raw, files)
-    measured, again = _figures(study, raw, Artifacts.load(mappings), account)
+    measured, again = _figures(study, raw, built, artifacts, account)
     for name in sorted(files):
         if files[name] != again.get(name):
             raise IntegrityError(
@@ -572,14 +573,12 @@ def _verified(
 
 
 def _figures(
-    study: Path, raw: "Raw", artifacts: "Artifacts", account: Mapping[str, Any]
+    study: Path, raw: "Raw", built: Mapping[str, Any], artifacts: "Artifacts", account: Mapping[str, Any]
 ) -> "tuple[Measured, dict[str, str]]":
-    """The figures of a study and the files they are written to."""
-    from crmo_fhir import landing
+    """The figures of a study and the files they are written to; `built` is the record of its cohort, which was checked."""
     from crmo_fhir.metrics import compute_members, compute_results
     from crmo_fhir.model.tables import COHORT
 
-    built = landing.open_cohort(study, raw)
     if built["program"] != __version__:
         raise IntegrityError(
             f"{study}: the cohort was built by another version of crmo-fhir; run 'crmo-fhir build {study}' again"
@@ -645,10 +644,8 @@ def _check(raw: "Raw", files: Mapping[str, str]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """What a release shows, for the terminal: the rows as released, and how many of their counts are shown."""
+    """How many counts a release shows, and of how many."""
 
-    results: "list[Result]"
-    study: "Study"
     shown: int
     counts: int
 
@@ -677,10 +674,10 @@ def release(
         for one in {folder.resolve(): folder for folder in (study, *after)}.values():
             held.enter_context(landing.hold(one))
         artifacts = Artifacts.load(mappings)
-        measured, _, account = _verified(study, mappings, accept_partial=accept_partial)
+        measured, _, account = _verified(study, artifacts, accept_partial=accept_partial)
         exact = results_csv(measured.results)
         earlier = [
-            _release(receipt) for one in dict.fromkeys((study, *after)) for receipt in landing.open_receipts(one)
+            _release(receipt) for one in dict.fromkeys((study, *after)) for receipt in landing.read_releases(one)
         ]
         interval = INTERVALS[measured.study.parameters.interval]
         results = filter_results(measured.results, disclosure, interval, earlier)
@@ -689,11 +686,11 @@ def release(
         form = replace(Form(**account["form"]), individual=False)
         outputs = _texts(Measured(results, _released_study(measured.study, disclosure)), artifacts, safe, form)
         content = {"results": exact, "released": outputs["results.csv"], **asdict(disclosure)}
-        landing.keep_receipt(study, {**content, "released on": datetime.now(UTC).date().isoformat()})
+        landing.keep_release(study, {**content, "released on": datetime.now(UTC).date().isoformat()})
         landing.write_release(
             study, outputs, {**account, "published": safe, "form": asdict(form), **asdict(disclosure)}
         )
-    return Released(results, measured.study, *count_shown(results))
+    return Released(*count_shown(results))
 
 
 def _release(receipt: Mapping[str, Any]) -> "Release":
@@ -824,8 +821,9 @@ def _target(study: Path, to: str, allowed: Sequence[str]) -> tuple[str, bool]:
 def _publishable(study: Path, mappings: Path | None, *, own: bool, warn: Tell) -> list[dict[str, Any]]:
     """Library, Measure and reports in the order in which they are written, after `verify`; the masked ones for elsewhere."""
     from crmo_fhir import landing
+    from crmo_fhir.artifacts import Artifacts
 
-    _, _, account = _verified(study, mappings)
+    _, _, account = _verified(study, Artifacts.load(mappings))
     if account["form"]["fhir_version"] != "R4":
         raise UsageError(
             f"{study}: the report is in FHIR R5; run 'crmo-fhir measure {study}' to write it for an R4 server"
