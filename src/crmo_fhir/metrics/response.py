@@ -94,7 +94,7 @@ def compute_patients(
 ) -> list[Result]:
     """The clinical effect of a class counted by children, and its MRI effect counted by courses."""
     treated = derive_children(drug_class, patients, courses, parameters)
-    group, flag = f"{prefix}-clinical", _orders_note(_of_class(courses, drug_class))
+    group, flag = f"{prefix}-clinical", _orders_note(treated)
     readings = _readings(group, "patient", treated, parameters.interval, flag)
     if drug_class == "NSAID":
         # as published: every child of the cohort is in the denominator; the exposed are the second reading
@@ -117,7 +117,7 @@ def compute_courses(
     """The clinical and MRI effect of a class counted by courses, and the clinical effect by children."""
     units = derive_courses(drug_class, patients, courses)
     children = derive_children(drug_class, patients, courses, parameters)
-    group, flag = f"{prefix}-clinical", _orders_note(_of_class(courses, drug_class))
+    group, flag = f"{prefix}-clinical", _orders_note(units)
     return [
         *_group(group, "course", units, parameters.interval, flag),
         *_readings(group, "course", units, parameters.interval, flag),
@@ -137,8 +137,8 @@ def _by_person(courses: Sequence[Row]) -> dict[str, list[Row]]:
     return found
 
 
-def _orders_note(own: dict[str, list[Row]]) -> str:
-    return "from orders" if any(c["rung"] == "order" for cs in own.values() for c in cs) else ""
+def _orders_note(units: Sequence[Unit]) -> str:
+    return "from orders" if any(course["rung"] == "order" for unit in units for course in unit.courses) else ""
 
 
 def _course(patient: Row, course: Row) -> Unit:
