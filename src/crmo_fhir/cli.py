@@ -10,7 +10,7 @@ import time
 import tomllib
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
@@ -29,6 +29,9 @@ from crmo_fhir.model.study import Disclosure
 
 if TYPE_CHECKING:
     from crmo_fhir.source.probe import Finding
+
+Command = Callable[..., None]
+Option = Callable[[Command], Command]
 
 GROUPS = (
     ("nsaid-clinical", "NSAID, sufficient clinical effect"),
@@ -333,7 +336,14 @@ def _source(source: str | None) -> str:
     return str(found)
 
 
-def _extract_options(command: Callable[..., None]) -> Callable[..., None]:
+def _with(options: Sequence[Option], command: Command) -> Command:
+    """The command with these options, in this order in its help."""
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _extract_options(command: Command) -> Command:
     options = (
         click.option("--since", metavar="DATE", help="First date of diagnosis: a year or a FHIR date (2002, 2002-01)."),
         click.option("--until", metavar="DATE", help="Last date of diagnosis, included."),
@@ -356,12 +366,10 @@ def _extract_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         _accept_partial,
     )
-    for option in reversed(options):
-        command = option(command)
-    return _server_options(command)
+    return _server_options(_with(options, command))
 
 
-def _server_options(command: Callable[..., None]) -> Callable[..., None]:
+def _server_options(command: Command) -> Command:
     options = (
         click.option(
             "--mode",
@@ -372,12 +380,10 @@ def _server_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--group", metavar="ID", default="", help="Export this Group of the server (implies bulk)."),
     )
-    for option in reversed(options):
-        command = option(command)
-    return _reach_options(command)
+    return _reach_options(_with(options, command))
 
 
-def _reach_options(command: Callable[..., None]) -> Callable[..., None]:
+def _reach_options(command: Command) -> Command:
     options = (
         click.option("--client-id", metavar="ID", help="Sign in as this SMART backend service (CRMO_FHIR_CLIENT_ID)."),
         click.option(
@@ -410,9 +416,7 @@ def _reach_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("-v", "--verbose", count=True, help="Log each request: kind, status and time."),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return _with(options, command)
 
 
 _study_option = click.option(
@@ -440,7 +444,7 @@ _published = click.option(
 )
 
 
-def _form_options(command: Callable[..., None]) -> Callable[..., None]:
+def _form_options(command: Command) -> Command:
     options = (
         click.option(
             "--fhir-version",
@@ -458,9 +462,7 @@ def _form_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--individual", is_flag=True, help="Also a MeasureReport for each child, and the list of them."),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return _with(options, command)
 
 
 def _form(options: dict[str, Any]) -> pipeline.Form:
