@@ -1,6 +1,5 @@
 """What every test may use: the program in process, one finished study, real servers."""
 
-import shutil
 import sys
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 from promises.table import Table
 from servers import hapi as hapi_server
 from servers.records import resources
-from support import DEMONSTRATION, Ran, required
+from support import DEMONSTRATION, Ran, missing_tools, skip_unless
 
 from crmo_fhir import cli, pipeline
 
@@ -48,9 +47,7 @@ def demo_study(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def hapi(tmp_path_factory):
     """The base URL of a real HAPI server that holds the demonstration."""
-    missing = [tool for tool in ("java", "mvn") if shutil.which(tool) is None]
-    if missing and not required("hapi"):
-        pytest.skip(f"the HAPI server needs {' and '.join(missing)}")
+    skip_unless("hapi", "the HAPI server", missing_tools("java", "mvn"))
     with hapi_server.running(tmp_path_factory.mktemp("hapi") / "hapi.log") as base:
         hapi_server.load(base, resources(DEMONSTRATION))
         yield base

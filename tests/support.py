@@ -1,8 +1,11 @@
 """Where the tests find things, and what they share."""
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMONSTRATION = ROOT / "fixtures" / "demonstration"
@@ -22,3 +25,14 @@ class Ran:
 def required(what: str) -> bool:
     """Whether this run must not skip `what` (CRMO_FHIR_REQUIRE=hapi,validator; .ci/run sets it)."""
     return what in os.environ.get("CRMO_FHIR_REQUIRE", "").split(",")
+
+
+def missing_tools(*tools: str) -> list[str]:
+    """Those of the tools that this machine has not."""
+    return [tool for tool in tools if shutil.which(tool) is None]
+
+
+def skip_unless(what: str, needs: str, missing: list[str]) -> None:
+    """Skip where something is missing, unless this run must not skip `what`."""
+    if missing and not required(what):
+        pytest.skip(f"{needs} needs {' and '.join(missing)}")

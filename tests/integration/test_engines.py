@@ -5,7 +5,6 @@ Where an engine is known to be wrong, a test of its own says so and fails once i
 """
 
 import json
-import shutil
 import subprocess
 from dataclasses import dataclass
 from datetime import date
@@ -19,7 +18,7 @@ from engines.evaluate import Counts
 from servers import hapi as hapi_server
 from servers import node
 from servers.records import Resource
-from support import DEMONSTRATION, required
+from support import DEMONSTRATION, missing_tools, skip_unless
 
 from crmo_fhir import pipeline
 from crmo_fhir.model.parameters import Parameters
@@ -97,9 +96,7 @@ def cases(demo_study, tmp_path_factory) -> dict[str, Case]:
 @pytest.fixture(scope="module")
 def hapi_with_cql(tmp_path_factory, artifacts):
     """The base URL of a HAPI server with clinical reasoning that holds the Measure, its Library and value sets."""
-    missing = [tool for tool in ("java", "mvn") if shutil.which(tool) is None]
-    if missing and not required("hapi"):
-        pytest.skip(f"the HAPI server needs {' and '.join(missing)}")
+    skip_unless("hapi", "the HAPI server", missing_tools("java", "mvn"))
     with hapi_server.running(tmp_path_factory.mktemp("hapi") / "hapi.log", "-Dhapi.cr=true") as base:
         evaluate.load_measure(base, *artifacts)
         yield base
@@ -119,9 +116,7 @@ def by_hapi(hapi_with_cql, artifacts, cases) -> dict[str, Resource]:
 @pytest.fixture(scope="module")
 def npm() -> None:
     """The packages of tests/cql."""
-    missing = [tool for tool in ("node", "npm") if shutil.which(tool) is None]
-    if missing and not required("fqm"):
-        pytest.skip(f"fqm-execution needs {' and '.join(missing)}")
+    skip_unless("fqm", "fqm-execution", missing_tools("node", "npm"))
     node.install(build.HERE)
 
 
@@ -286,8 +281,7 @@ def test_fqm_knows_no_stratifier_by_a_value(npm, artifacts, cases):
 
 @pytest.mark.fqm
 def test_the_library_holds_what_the_translator_gives(npm, tmp_path):
-    if shutil.which("mvn") is None and not required("fqm"):
-        pytest.skip("the translator needs a library that Maven fetches")
+    skip_unless("fqm", "the translator", missing_tools("mvn"))
     build.translate(tmp_path)
     content = build.library(
         build.SOURCE.read_text("utf-8"), *((tmp_path / f"elm.{kind}").read_bytes() for kind in ("json", "xml"))

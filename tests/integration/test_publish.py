@@ -17,8 +17,8 @@ from promises.records import COHORT
 from servers import helios as helios_server
 from servers import proxy
 from servers.records import Resource, load
-from support import Ran
-from test_servers import SCOPES, missing_for_helios, missing_tools, skip_unless
+from support import Ran, missing_tools, skip_unless
+from test_servers import SCOPES, missing_for_helios
 from validator.runner import validate
 
 from crmo_fhir import landing
@@ -98,7 +98,7 @@ def running(request, tmp_path_factory) -> Iterator[Real]:
         if request.param == "hapi":
             base, token, helios = request.getfixturevalue("hapi"), "", None
         else:
-            skip_unless("helios", missing_for_helios())
+            skip_unless("helios", "the Helios server", missing_for_helios())
             granted = (LOADING, "system/*.rs", *SCOPES, *WRITING)
             helios = stack.enter_context(helios_server.running(folder, granted, seconds=1800))
             base, token = helios.base, helios.token(LOADING)
@@ -268,7 +268,7 @@ def test_a_token_for_reading_is_refused_before_the_first_write(real, crmo, tmp_p
 
 
 def test_a_client_that_may_only_read_is_refused_before_the_first_write(crmo, configured, tmp_path, monkeypatch):
-    skip_unless("helios", missing_for_helios())
+    skip_unless("helios", "the Helios server", missing_for_helios())
     monkeypatch.setenv("CRMO_FHIR_CONFIG", str(configured))
     narrower = [scope for scope in WRITING if "MeasureReport" not in scope]
     with helios_server.running(tmp_path, (*SCOPES, *narrower)) as server:
@@ -282,7 +282,7 @@ def test_a_client_that_may_only_read_is_refused_before_the_first_write(crmo, con
 
 @pytest.mark.validator
 def test_what_is_written_beside_the_report_is_valid(demo_study, tmp_path):
-    skip_unless("validator", missing_tools("java", "mvn"))
+    skip_unless("validator", "the FHIR validator", missing_tools("java", "mvn"))
     folder, report = demo_study / "cohort", json.loads((demo_study / "measure-report.json").read_text())
     tables = {n: TABLES[n].from_parquet((folder / f"{n}.parquet").read_bytes()) for n in ("courses", "assessments")}
     effects = build_attributed_effects(tables)

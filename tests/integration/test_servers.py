@@ -1,14 +1,13 @@
 """The main job from servers that differ: an export of HAPI, Helios that checks tokens, Medplum that links to no next page."""
 
 import json
-import shutil
 import time
 
 import pytest
 from servers import helios as helios_server
 from servers import medplum as medplum_server
 from servers.records import load, resources
-from support import DEMONSTRATION, OUTPUTS, PRINTED, required
+from support import DEMONSTRATION, OUTPUTS, PRINTED, missing_tools, skip_unless
 
 from crmo_fhir.fhir.client import FhirClient
 from crmo_fhir.model.records import READ_TYPES
@@ -18,20 +17,10 @@ SCOPES = tuple(f"system/{kind}.rs" for kind in READ_TYPES)
 LOADING = "system/*.cruds"
 
 
-def skip_unless(server: str, missing: list[str]) -> None:
-    """Skip where tools are missing, unless this run must not skip the server."""
-    if missing and not required(server):
-        pytest.skip(f"the {server} server needs {' and '.join(missing)}")
-
-
-def missing_tools(*tools: str) -> list[str]:
-    return [tool for tool in tools if shutil.which(tool) is None]
-
-
 @pytest.fixture(scope="module")
 def helios(tmp_path_factory):
     """A real Helios server that holds the demonstration and checks tokens, with the OAuth 2 server that gives them."""
-    skip_unless("helios", missing_for_helios())
+    skip_unless("helios", "the Helios server", missing_for_helios())
     with helios_server.running(tmp_path_factory.mktemp("helios"), (LOADING, "system/*.rs", *SCOPES)) as server:
         load(server.base, resources(DEMONSTRATION), token=server.token(LOADING))
         yield server
@@ -45,7 +34,7 @@ def missing_for_helios() -> list[str]:
 @pytest.fixture(scope="module")
 def medplum(tmp_path_factory):
     """The base URL of a Medplum router that holds the demonstration."""
-    skip_unless("medplum", missing_tools("node", "npm"))
+    skip_unless("medplum", "the Medplum server", missing_tools("node", "npm"))
     with medplum_server.running(tmp_path_factory.mktemp("medplum") / "medplum.log") as base:
         load(base, resources(DEMONSTRATION))
         yield base
@@ -148,7 +137,7 @@ def test_a_key_the_server_does_not_know_is_refused(signing_in, crmo, tmp_path, m
 
 
 def test_a_granted_scope_narrower_than_asked_ends_the_run_and_says_what_is_missing(crmo, tmp_path, monkeypatch):
-    skip_unless("helios", missing_for_helios())
+    skip_unless("helios", "the Helios server", missing_for_helios())
     narrower = [scope for scope in SCOPES if "AdverseEvent" not in scope]
     with helios_server.running(tmp_path, narrower) as server:
         monkeypatch.setenv("CRMO_FHIR_CLIENT_ID", server.client)

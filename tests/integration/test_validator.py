@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from engines import cohorts
-from support import DEMONSTRATION, required
+from support import DEMONSTRATION, missing_tools, skip_unless
 from validator.runner import Findings, validate
 
 from crmo_fhir import pipeline
@@ -104,9 +104,7 @@ def written(demo_study, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def needed() -> None:
     """Skip where tools are missing, unless this run must not."""
-    missing = [tool for tool in ("java", "mvn") if shutil.which(tool) is None]
-    if missing and not required("validator"):
-        pytest.skip(f"the FHIR validator needs {' and '.join(missing)}")
+    skip_unless("validator", "the FHIR validator", missing_tools("java", "mvn"))
 
 
 @pytest.fixture(scope="session")
