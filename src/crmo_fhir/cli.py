@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import resource
 import signal
 import sys
@@ -322,6 +323,18 @@ def _server(options: dict[str, Any], *, log: Callable[[str], None]) -> pipeline.
     )
 
 
+def _reporter() -> pipeline.Reporter:
+    config = _config()
+    name, reference = (config.get(key) for key in ("reporter", "reporter_reference"))
+    if not isinstance(name, str | None):
+        raise UsageError("crmo-fhir.toml: reporter is the name of the hospital, a text; correct it")
+    if not isinstance(reference, str | None) or not re.fullmatch(
+        r"Organization/[A-Za-z0-9.\-]{1,64}", reference or "Organization/-"
+    ):
+        raise UsageError("crmo-fhir.toml: reporter_reference is Organization/ and an id of the server; correct it")
+    return pipeline.Reporter(name, reference)
+
+
 def _listed(config: dict[str, Any], name: str) -> tuple[str, ...]:
     found = config.get(name, [])
     if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
@@ -616,7 +629,7 @@ def measure(
         mappings=mappings,
         accept_partial=accept_partial,
         published=published,
-        reporter=_config().get("reporter"),
+        reporter=_reporter(),
         form=_form(options),
     )
     _show(measured, study, quiet=quiet)
@@ -629,7 +642,8 @@ def measure(
 @_quiet
 def verify(study: Path, mappings: Path | None, accept_partial: bool, quiet: bool) -> None:
     """Check STUDY again: hashes, the figures computed anew, arithmetic, references, FHIR validity."""
-    _, checked = pipeline.verify(study, mappings=mappings, accept_partial=accept_partial)
+    with _screen(quiet=quiet) as screen:
+        _, checked = pipeline.verify(study, mappings=mappings, accept_partial=accept_partial, voice=screen.voice)
     if not quiet:
         click.echo(f"{study}: records, cohort and figures are what was written and agree ({checked} relations checked)")
 
@@ -650,7 +664,7 @@ def run(source: str | None, study: Path, published: Path | None, quiet: bool, **
         mappings=options["mappings"],
         accept_partial=options["accept_partial"],
         published=published,
-        reporter=_config().get("reporter"),
+        reporter=_reporter(),
         form=form,
     )
     _show(measured, study, quiet=quiet)

@@ -43,6 +43,7 @@ JOURNAL_HOURS = 24
 """What a run that was cut off has fetched is used again for so long."""
 _RECEIPTS = "receipts"
 _RELEASE = "release"
+_RESTORE = "restore it, or move it out of the study"
 _STATE = (_RECEIPTS, ".lock", ".journal", ".export", ".raw-new", ".raw-old", ".cohort-new", ".cohort-old")
 DRY_RUN = "publish-dry-run.json"
 OUTPUTS = (
@@ -500,15 +501,25 @@ def _check_files(folder: Path, expected: Mapping[str, str], also: set[str]) -> N
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise IntegrityError(f"{path}: cannot be read as a manifest; extract again") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    manifest = _read_json(path, "extract into a new folder")
+    if manifest.get("format") != FORMAT:
         raise IntegrityError(f"{path}: not a manifest of this version of crmo-fhir; extract into a new folder")
-    if not _is_sealed(manifest, path):
-        raise IntegrityError(f"{path}: is not what was written (its seal is broken); extract into a new folder")
-    return manifest
+    return _unsealed(path, manifest, "extract into a new folder")
+
+
+def _read_sealed(path: Path, remedy: str) -> dict[str, Any]:
+    """A file of ours that holds its own hash. Raises IntegrityError, with the remedy, where it is not what was written."""
+    return _unsealed(path, _read_json(path, remedy), remedy)
+
+
+def _read_json(path: Path, remedy: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"{path}: cannot be read; {remedy}") from error
+    if not isinstance(content, dict):
+        raise IntegrityError(f"{path}: cannot be read; {remedy}")
+    return content
 
 
 def _sealed(content: Mapping[str, Any]) -> str:
@@ -519,8 +530,10 @@ def _sealed(content: Mapping[str, Any]) -> str:
     return json.dumps({**unsealed, "seal": seal}, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
-def _is_sealed(content: Mapping[str, Any], path: Path) -> bool:
-    return path.read_bytes() == _sealed(content).encode("utf-8")
+def _unsealed(path: Path, content: dict[str, Any], remedy: str) -> dict[str, Any]:
+    if path.read_bytes() != _sealed(content).encode("utf-8"):
+        raise IntegrityError(f"{path}: is not what was written (its seal is broken); {remedy}")
+    return content
 
 
 def missing_of(study: Path) -> str:
@@ -553,19 +566,12 @@ def open_cohort(study: Path, raw: Raw) -> dict[str, Any]:
     path = study / "cohort" / "build.json"
     if not path.is_file():
         raise UsageError(f"{study}: no cohort here; run 'crmo-fhir build {study}' first")
-    try:
-        build = json.loads(path.read_text(encoding="utf-8"))
-        expected = dict(build["files"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"{path}: cannot be read; run 'crmo-fhir build {study}' again") from error
-    if not _is_sealed(build, path):
-        raise IntegrityError(
-            f"{path}: is not what was written (its seal is broken); run 'crmo-fhir build {study}' again"
-        )
-    if build.get("raw") != raw.sha256:
-        raise IntegrityError(f"{study}: the cohort was built from another pull; run 'crmo-fhir build {study}' again")
-    _check_files(study / "cohort", expected, {"build.json"})
-    return dict(build)
+    again = f"run 'crmo-fhir build {study}' again"
+    build = _read_sealed(path, again)
+    if build["raw"] != raw.sha256:
+        raise IntegrityError(f"{study}: the cohort was built from another pull; {again}")
+    _check_files(study / "cohort", build["files"], {"build.json"})
+    return build
 
 
 def write_outputs(
@@ -600,21 +606,24 @@ def open_outputs(study: Path, folder: Path | None = None) -> dict[str, Any]:
             f"{folder}: no figures here (results.csv or outputs.json is missing); run 'crmo-fhir measure {study}' first"
         )
     again = f"run 'crmo-fhir {'measure' if folder == study else 'release'} {study}' again"
-    try:
-        account = json.loads(path.read_text(encoding="utf-8"))
-        expected = dict(account["files"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"{path}: cannot be read; {again}") from error
-    if not _is_sealed(account, path):
-        raise IntegrityError(f"{path}: is not what was written (its seal is broken); {again}")
-    for name, digest in sorted(expected.items()):
+    account = _read_sealed(path, again)
+    for name, digest in sorted(account["files"].items()):
         if not (folder / name).is_file():
             raise IntegrityError(f"{folder / name}: is missing; {again}")
         if sha256_of(folder / name) != digest:
             raise IntegrityError(f"{folder / name}: is not what was written (its SHA-256 differs); {again}")
     if account["build"] != sha256_of(study / "cohort" / "build.json"):
         raise IntegrityError(f"{folder}: the figures are of another cohort; {again}")
-    return dict(account)
+    return account
+
+
+def is_released(study: Path) -> bool:
+    """Whether `STUDY/release` is of the cohort that the study holds now. Raises IntegrityError where it cannot be told."""
+    path = study / _RELEASE / "outputs.json"
+    if not path.is_file():
+        return False
+    account = _read_sealed(path, f"run 'crmo-fhir release {study}' again")
+    return bool(account["build"] == sha256_of(study / "cohort" / "build.json"))
 
 
 def write_release(study: Path, files: Mapping[str, str], account: Mapping[str, Any]) -> None:
@@ -627,7 +636,7 @@ def write_release(study: Path, files: Mapping[str, str], account: Mapping[str, A
 def read_releases(study: Path) -> list[dict[str, Any]]:
     """What was released of a study before, oldest first. Raises IntegrityError where a receipt is not what was written."""
     found = sorted((study / _RECEIPTS).glob("release-*.json"), key=lambda path: (len(path.name), path.name))
-    return [_read_receipt(path, "no release can be held against it: put it back from a copy") for path in found]
+    return [_read_sealed(path, "no release can be held against it: put it back from a copy") for path in found]
 
 
 def keep_release(study: Path, receipt: Mapping[str, Any]) -> None:
@@ -646,23 +655,13 @@ def _staged(study: Path, name: str) -> Path:
 
 def read_receipts(study: Path) -> list[dict[str, Any]]:
     """The receipts of what was published from the study, oldest first. Raises IntegrityError where one was changed."""
-    return [_read_receipt(path) for path in sorted((study / _RECEIPTS).glob("publish-[0-9]*.json"))]
+    return [_read_sealed(path, _RESTORE) for path in sorted((study / _RECEIPTS).glob("publish-[0-9]*.json"))]
 
 
 def read_dry_run(study: Path) -> dict[str, Any] | None:
     """What the last dry run of `publish` has shown, in the form of a receipt."""
     path = study / _RECEIPTS / DRY_RUN
-    return _read_receipt(path) if path.is_file() else None
-
-
-def _read_receipt(path: Path, remedy: str = "restore it, or move it out of the study") -> dict[str, Any]:
-    try:
-        receipt = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise IntegrityError(f"{path}: cannot be read as a receipt; {remedy}") from error
-    if not isinstance(receipt, dict) or not _is_sealed(receipt, path):
-        raise IntegrityError(f"{path}: is not what was written (its seal is broken); {remedy}")
-    return receipt
+    return _read_sealed(path, _RESTORE) if path.is_file() else None
 
 
 def write_receipt(study: Path, name: str, receipt: Mapping[str, Any]) -> None:

@@ -494,6 +494,14 @@ def _build(study: Path, artifacts: "Artifacts", voice: Voice, *, accept_partial:
 
 
 @dataclass(frozen=True, slots=True)
+class Reporter:
+    """Who reports: the name of the hospital, and its resource on its own server (`Organization/…`) where it has one."""
+
+    name: str | None = None
+    reference: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Form:
     """How the FHIR of a study is written: in R4 or R5, for DEQM universal (uv) or of the US realm (us).
 
@@ -511,7 +519,7 @@ def measure(
     mappings: Path | None = None,
     accept_partial: bool = False,
     published: Path | None = None,
-    reporter: str | None = None,
+    reporter: Reporter | None = None,
     form: Form | None = None,
 ) -> Measured:
     """STUDY/cohort → results.csv, table1.csv, measure.json, library.json, measure-report.json and report.html.
@@ -529,7 +537,7 @@ def measure(
             "program": __version__,
             "mappings": raw.manifest["request"]["mappings"],
             "published": _read_csv(published.read_text(encoding="utf-8")) if published else None,
-            "reporter": reporter,
+            "reporter": asdict(reporter or Reporter()),
             "form": asdict(form or Form()),
         }
         measured, files = _figures(study, raw, built, Artifacts.load(mappings), account)
@@ -538,24 +546,41 @@ def measure(
     return measured
 
 
-def verify(study: Path, *, mappings: Path | None = None, accept_partial: bool = False) -> "tuple[Measured, int]":
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A study that was found to be as it was written: its records, figures and their account, and the relations checked."""
+
+    raw: "Raw"
+    measured: Measured
+    account: Mapping[str, Any]
+    checked: int
+
+
+def verify(
+    study: Path, *, mappings: Path | None = None, accept_partial: bool = False, voice: Voice = SILENT
+) -> "tuple[Measured, int]":
     """Check a study again, from its records to its figures; gives the figures and how many relations were checked.
 
     Every file is held against its hash, the figures are computed anew and compared byte by byte, and what is in the files
-    must agree (`export.verification`). Raises IntegrityError for the first thing that is not as it must be.
+    must agree (`export.verification`); so with the release of these figures, if there is one. Raises IntegrityError for
+    the first thing that is not as it must be.
     """
     from crmo_fhir import landing
     from crmo_fhir.artifacts import Artifacts
 
     with landing.hold(study):
-        measured, checked, _ = _verified(study, Artifacts.load(mappings), accept_partial=accept_partial)
-    return measured, checked
+        artifacts = Artifacts.load(mappings)
+        verified = _verified(study, artifacts, accept_partial=accept_partial)
+        checked = verified.checked
+        if landing.is_released(study):
+            checked += _verify_release(study, verified, artifacts)
+        elif (study / "release").is_dir():
+            voice.warn(f"{study / 'release'} is of earlier figures than these and was not checked")
+    return verified.measured, checked
 
 
-def _verified(
-    study: Path, artifacts: "Artifacts", *, accept_partial: bool = False
-) -> "tuple[Measured, int, dict[str, Any]]":
-    """The same of a study that is ours alone, with the account of its figures."""
+def _verified(study: Path, artifacts: "Artifacts", *, accept_partial: bool = False) -> Verified:
+    """The same of a study that is held already, without its release."""
     from crmo_fhir import landing
 
     raw = landing.open_raw(study, accept_partial=accept_partial)
@@ -569,7 +594,35 @@ def _verified(
             raise IntegrityError(
                 f"{study / name}: is not what this program makes of the cohort; run 'crmo-fhir measure {study}' again"
             )
-    return measured, checked, account
+    return Verified(raw, measured, account, checked)
+
+
+def _verify_release(study: Path, verified: Verified, artifacts: "Artifacts") -> int:
+    """Check STUDY/release: it is what its receipt says was released of these figures, and tells of nothing it masks."""
+    from crmo_fhir import landing
+    from crmo_fhir.export.results import read_results, results_csv
+    from crmo_fhir.export.verification import verify_outputs
+    from crmo_fhir.model.study import Disclosure
+
+    folder = study / "release"
+    account = landing.open_outputs(study, folder)
+    disclosure = Disclosure(account["threshold"], account["rounding"])
+    files = {name: (folder / name).read_text(encoding="utf-8") for name in account["files"]}
+    checked = verify_outputs(files, landing.record_keys(verified.raw), disclosure)
+    exact = results_csv(verified.measured.results)
+    receipts = [one for one in landing.read_releases(study) if one["results"] == exact]
+    if not receipts or _release(receipts[0]).disclosure != disclosure:
+        raise IntegrityError(f"{folder}: no receipt tells of this release; run 'crmo-fhir release {study}' again")
+    reporter = Reporter(**account["reporter"]).name or NOT_NAMED
+    study_then = replace(verified.measured.study, reporter=reporter)
+    figures = Measured(read_results(receipts[0]["released"]), _released_study(study_then, disclosure))
+    again = _texts(figures, artifacts, account["published"], Form(**account["form"]))
+    for name in sorted(files):
+        if files[name] != again.get(name):
+            raise IntegrityError(
+                f"{folder / name}: is not what this program releases of the figures; run 'crmo-fhir release {study}' again"
+            )
+    return checked
 
 
 def _figures(
@@ -588,7 +641,7 @@ def _figures(
         raise UsageError(f"{study}: extracted with other mappings; give the same --mappings")
     parameters, folder, form = _parameters(request), study / "cohort", Form(**account["form"])
     tables = {name: table.from_parquet((folder / f"{name}.parquet").read_bytes()) for name, table in COHORT.items()}
-    known = _study(raw.manifest, built, tables["patients"], parameters, folder, account["reporter"])
+    known = _study(raw.manifest, built, tables["patients"], parameters, folder, Reporter(**account["reporter"]))
     measured = Measured(compute_results(tables, parameters), known)
     members = compute_members(tables, parameters) if form.individual else None
     return measured, _texts(measured, artifacts, account["published"], form, members)
@@ -668,13 +721,15 @@ def release(
     from crmo_fhir.artifacts import Artifacts
     from crmo_fhir.export.disclosure import count_shown, filter_published, filter_results
     from crmo_fhir.export.results import results_csv
+    from crmo_fhir.export.verification import verify_outputs
     from crmo_fhir.metrics.statistics import INTERVALS
 
     with ExitStack() as held:
         for one in {folder.resolve(): folder for folder in (study, *after)}.values():
             held.enter_context(landing.hold(one))
         artifacts = Artifacts.load(mappings)
-        measured, _, account = _verified(study, artifacts, accept_partial=accept_partial)
+        verified = _verified(study, artifacts, accept_partial=accept_partial)
+        measured, account = verified.measured, verified.account
         exact = results_csv(measured.results)
         earlier = [
             _release(receipt) for one in dict.fromkeys((study, *after)) for receipt in landing.read_releases(one)
@@ -685,6 +740,7 @@ def release(
         safe = None if printed is None else filter_published(printed, results, disclosure) or None
         form = replace(Form(**account["form"]), individual=False)
         outputs = _texts(Measured(results, _released_study(measured.study, disclosure)), artifacts, safe, form)
+        verify_outputs(outputs, landing.record_keys(verified.raw), disclosure)
         content = {"results": exact, "released": outputs["results.csv"], **asdict(disclosure)}
         landing.keep_release(study, {**content, "released on": datetime.now(UTC).date().isoformat()})
         landing.write_release(
@@ -714,6 +770,7 @@ def _released_study(study: "Study", disclosure: "Disclosure") -> "Study":
         lock = lock.replace(month=12, day=31)
     return replace(
         study,
+        reporter_reference=None,  # it would lead nowhere on another server, so the hospital goes along by name
         start=study.start if given.since else study.start.replace(month=1, day=1),
         end=study.end if given.until else study.end.replace(month=12, day=31),
         data_lock=lock,
@@ -820,11 +877,11 @@ def _target(study: Path, to: str, allowed: Sequence[str]) -> tuple[str, bool]:
 
 def _publishable(study: Path, mappings: Path | None, *, own: bool, warn: Tell) -> list[dict[str, Any]]:
     """Library, Measure and reports in the order in which they are written, after `verify`; the masked ones for elsewhere."""
-    from crmo_fhir import landing
     from crmo_fhir.artifacts import Artifacts
 
-    _, _, account = _verified(study, Artifacts.load(mappings))
-    if account["form"]["fhir_version"] != "R4":
+    artifacts = Artifacts.load(mappings)
+    verified = _verified(study, artifacts)
+    if verified.account["form"]["fhir_version"] != "R4":
         raise UsageError(
             f"{study}: the report is in FHIR R5; run 'crmo-fhir measure {study}' to write it for an R4 server"
         )
@@ -835,7 +892,7 @@ def _publishable(study: Path, mappings: Path | None, *, own: bool, warn: Tell) -
             f"{study}: unmasked figures go back to the server they came from and nowhere else; run 'crmo-fhir release {study}' first"
         )
     if not own:
-        landing.open_outputs(study, release)
+        _verify_release(study, verified, artifacts)
     library, measured, report = (_json_of((study if own else release) / name) for name in names)
     if report.get("status") != "complete":
         raise IncompleteError(f"{study}: the report is of a pull that is not whole; it is not published")
@@ -898,7 +955,7 @@ def _study(
     patients: "pd.DataFrame",
     parameters: Parameters,
     folder: Path,
-    reporter: str | None,
+    reporter: Reporter,
 ) -> "Study":
     from crmo_fhir.model.study import Study
 
@@ -914,7 +971,8 @@ def _study(
         end=end,
         data_lock=data_lock,
         complete=manifest["complete"],
-        reporter=reporter or NOT_NAMED,
+        reporter=reporter.name or NOT_NAMED,
+        reporter_reference=reporter.reference,
         program_version=__version__,
         source_kind="FHIR server" if manifest["source"]["server"] else "FHIR export (folder)",
         attrition=tuple({**row, "kept": int(row["kept"]), "dropped": int(row["dropped"])} for row in attrition),

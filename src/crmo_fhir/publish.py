@@ -327,6 +327,7 @@ def prepare(
     identities = [(str(one["resourceType"]), identify(one)) for one in resources]
     if len(set(identities)) < len(identities):
         raise IncompleteError("two of the resources have one identity; run `crmo-fhir measure` again")
+    _check_reporters(client, resources)
     writes, there, notes = [], [], []
     for (name, identity), resource in zip(identities, resources, strict=True):
         held = find_held(client, name, identity)
@@ -358,6 +359,18 @@ def prepare(
     elif provenance is not None:
         notes.append("the server takes no Provenance under an id of ours; none would be written")
     return Plan(client.base, tuple(requests), tuple(there), tuple(notes))
+
+
+def _check_reporters(client: FhirClient, resources: Sequence[Json]) -> None:
+    """Raise IncompleteError where a report names an Organization that the server does not have."""
+    named = {str(one["reporter"].get("reference", "")) for one in resources if "reporter" in one}
+    for reference in sorted(named):
+        name, _, identity = reference.partition("/")
+        if name == "Organization" and _read(client, name, identity) is None:
+            raise IncompleteError(
+                f"{client.host}: it has no Organization under the id of reporter_reference; nothing was written, correct it in "
+                "crmo-fhir.toml and run 'crmo-fhir measure' again"
+            )
 
 
 def _written(receipts: Sequence[Receipt], server: str, write: Write) -> list[Json]:

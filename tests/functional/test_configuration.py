@@ -75,8 +75,15 @@ def test_parameters_and_server_come_from_the_configuration(crmo, tmp_path, monke
 
 @pytest.mark.parametrize(
     "text",
-    ["[parameters]\ngap = 90", '[parameters]\ngap_days = "90"', "[parameters]\ngap_days = -1", "not toml"],
-    ids=["unknown name", "text for a number", "negative", "no TOML"],
+    [
+        "[parameters]\ngap = 90",
+        '[parameters]\ngap_days = "90"',
+        "[parameters]\ngap_days = -1",
+        "not toml",
+        "reporter = 7",
+        'reporter_reference = "Ward 7"',
+    ],
+    ids=["unknown name", "text for a number", "negative", "no TOML", "reporter no text", "no reference"],
 )
 def test_a_wrong_configuration_is_one_line(crmo, tmp_path, monkeypatch, text):
     monkeypatch.setenv("CRMO_FHIR_CONFIG", str(tmp_path / "c.toml"))

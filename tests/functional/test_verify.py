@@ -12,6 +12,7 @@ from support import DEMONSTRATION
 from crmo_fhir import landing, pipeline
 from crmo_fhir.errors import IntegrityError
 from crmo_fhir.export.verification import verify_outputs
+from crmo_fhir.model.study import Disclosure
 
 ALL = (*landing.OUTPUTS, *landing.ON_REQUEST)
 WINDOW = ("--since", "2002", "--until", "2011")
@@ -207,6 +208,95 @@ def test_files_that_do_not_agree_are_refused(whole, name):
     assert spoilt != texts(whole)
     with pytest.raises(IntegrityError, match="run 'crmo-fhir measure'"):
         verify_outputs(spoilt, keys(whole))
+
+
+# ------------------------------------------------------------------------------------------------------------- a release
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory) -> Path:
+    study = tmp_path_factory.mktemp("released") / "study"
+    pipeline.demo(study)
+    pipeline.release(study, Disclosure(5))
+    return study
+
+
+def texts_of_release(study: Path) -> dict[str, str]:
+    return {name: (study / "release" / name).read_text("utf-8") for name in landing.OUTPUTS if name != "outputs.json"}
+
+
+def line_of(files: dict[str, str], start: str) -> str:
+    return next(line for line in files["results.csv"].splitlines() if line.startswith(start))
+
+
+def spoil_masked(made):
+    """The masked row of methotrexate in results.csv, with something in it."""
+
+    def spoilt(files: dict[str, str]) -> dict[str, str]:
+        line = line_of(files, "mtx-clinical,,,")
+        assert line.endswith(",masked"), line
+        cells = line.split(",")
+        made(cells)
+        return {**files, "results.csv": files["results.csv"].replace(line, ",".join(cells))}
+
+    return spoilt
+
+
+def spoil_page(row: str, old: str, new: str):
+    def spoilt(files: dict[str, str]) -> dict[str, str]:
+        before, start, after = files["report.html"].partition(f'<tr id="{row}">')
+        assert old in after
+        return {**files, "report.html": before + start + after.replace(old, new, 1)}
+
+    return spoilt
+
+
+RELEASED_SPOILT = {
+    "a small count is shown": spoil_masked(lambda cells: cells.__setitem__(4, "3")),
+    "a share of what is masked": spoil_masked(lambda cells: cells.__setitem__(6, "0.1666")),
+    "a count of the report is not masked": spoil_report(lambda g, _: population(g["mtx-clinical"], "numerator").update(count=3)),
+    "a score of what is masked": spoil_report(lambda g, _: g["mtx-clinical"].update(measureScore={"value": 0.1666})),
+    "a count on the page is not masked": spoil_page("mtx-clinical", "[c]", "3"),
+    "strata above their group": spoil_text("results.csv", "cohort,sex,female,patient,16,25,0.64,", "cohort,sex,female,patient,26,26,1.0,"),
+}  # fmt: skip
+
+
+def test_a_release_that_is_whole_passes(crmo, released):
+    assert verify_outputs(texts_of_release(released), keys(released), Disclosure(5)) > 500
+    assert crmo("verify", released).code == 0
+
+
+@pytest.mark.parametrize("name", RELEASED_SPOILT)
+def test_a_release_that_tells_of_what_it_masks_is_refused(released, name):
+    spoilt = RELEASED_SPOILT[name](texts_of_release(released))
+    assert spoilt != texts_of_release(released)
+    with pytest.raises(IntegrityError):
+        verify_outputs(spoilt, keys(released), Disclosure(5))
+
+
+def test_masked_figures_are_no_study(released):
+    with pytest.raises(IntegrityError, match="missing"):
+        verify_outputs(texts_of_release(released), keys(released))
+
+
+@pytest.mark.parametrize("name", [name for name in landing.OUTPUTS if name != "outputs.json"])
+def test_a_changed_byte_of_a_release_is_found(crmo, released, tmp_path, name):
+    study = Path(shutil.copytree(released, tmp_path / "study"))
+    path = study / "release" / name
+    path.write_text(path.read_text("utf-8") + " ", encoding="utf-8")
+    ran = crmo("verify", study)
+    assert ran.code == 6, ran.err
+    assert f"release/{name}" in ran.err
+
+
+def test_a_release_of_earlier_figures_is_said_to_be_one(crmo, released, tmp_path):
+    study = Path(shutil.copytree(released, tmp_path / "study"))
+    table = study / "cohort" / "build.json"
+    table.write_text(landing._sealed({**json.loads(table.read_text()), "built": "again"}))
+    assert crmo("measure", study).code == 0
+    ran = crmo("verify", study)
+    assert ran.code == 0, ran.err
+    assert "earlier figures" in ran.err
 
 
 # ---------------------------------------------------------------------------------------------------- the children's reports

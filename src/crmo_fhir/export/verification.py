@@ -7,7 +7,6 @@ checks do. They read the files as anyone can, and know nothing of how the figure
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from html.parser import HTMLParser
 from math import isclose
 from typing import Any
@@ -18,8 +17,9 @@ from crmo_fhir.errors import IntegrityError, UsageError
 from crmo_fhir.export.measure_report import validate
 from crmo_fhir.export.r5 import validate_r5
 from crmo_fhir.export.results import read_results
-from crmo_fhir.export.table1 import TREATMENT_GROUPS
+from crmo_fhir.export.table1 import CONFIDENTIAL, TREATMENT_GROUPS
 from crmo_fhir.model.results import Result
+from crmo_fhir.model.study import INTERNAL, Disclosure
 
 Json = Mapping[str, Any]
 
@@ -32,17 +32,18 @@ _ELSEWHERE = ("evaluatedResource", "subject", "group")
 _POPULATIONS = ("initial-population", "denominator", "numerator")
 
 
-def verify_outputs(files: Mapping[str, str], keys: frozenset[str]) -> int:
+def verify_outputs(files: Mapping[str, str], keys: frozenset[str], disclosure: Disclosure = INTERNAL) -> int:
     """Check the files of a study (name → text) against one another, and every resource named against `keys`.
 
-    Gives the number of relations that were checked. Raises IntegrityError for the first that does not hold.
+    In a release (`disclosure`) a masked count must be masked everywhere, and tell nothing by a share or score. Gives the
+    number of relations that were checked. Raises IntegrityError for the first that does not hold.
     """
-    results = _counted(read_results(files["results.csv"]))
+    results = read_results(files["results.csv"])
     measure, library, report = (json.loads(files[f"{name}.json"]) for name in ("measure", "library", "measure-report"))
     individual = [msgspec.json.decode(line) for line in files.get("individual-reports.ndjson", "").splitlines()]
     listed = json.loads(files["subject-list-report.json"]) if "subject-list-report.json" in files else None
     checks = [
-        ("results.csv", _arithmetic(results)),
+        ("results.csv", [*_masking(results, disclosure), *_arithmetic(results, exact=not disclosure.rounding)]),
         ("measure.json", _canonicals(measure, library, report)),
         ("measure-report.json", _counts(report, measure, results)),
         ("report.html", _page(files["report.html"], results)),
@@ -60,66 +61,82 @@ def verify_outputs(files: Mapping[str, str], keys: frozenset[str]) -> int:
         for holds, what in relations:
             done += 1
             if not holds:
-                raise IntegrityError(f"{name}: {what}; run 'crmo-fhir measure' again, and report it if it stays")
+                folder, command = ("release/", "release") if disclosure.threshold else ("", "measure")
+                raise IntegrityError(
+                    f"{folder}{name}: {what}; run 'crmo-fhir {command}' again, and report it if it stays"
+                )
     return done
 
 
 Relations = Iterator[tuple[bool, str]]
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """A result row whose counts are all there."""
-
-    group: str
-    stratifier: str
-    stratum: str
-    n: int
-    N: int
-    proportion: float | None
-    ci_low: float | None
-    ci_high: float | None
+def _masking(results: Sequence[Result], disclosure: Disclosure) -> Relations:
+    """Only a release hides counts, none below its threshold is shown, and nothing is made of one that is hidden."""
+    for row in results:
+        where, counts = _named(row), (row.n, row.N)
+        if None in counts:
+            yield disclosure.threshold > 0, f"{where}: a count is missing"
+            yield row.proportion is row.ci_low is row.ci_high is None, f"{where}: a share of a count that is masked"
+        for count in counts:
+            small = count and 2 * count + disclosure.rounding < 2 * disclosure.threshold
+            yield not small, f"{where}: a count below the threshold is shown"
 
 
-def _counted(results: Sequence[Result]) -> list[_Row]:
-    rows = []
-    for one in results:
-        if one.n is None or one.N is None:
-            raise IntegrityError("results.csv: a count is missing, as in a release; run 'crmo-fhir measure' again")
-        rows.append(_Row(one.group, one.stratifier, one.stratum, one.n, one.N, one.proportion, one.ci_low, one.ci_high))
-    return rows
+def _named(row: Result) -> str:
+    return " ".join(part for part in (f"`{row.group}`", row.stratifier, row.stratum) if part)
 
 
-def _arithmetic(results: Sequence[_Row]) -> Relations:
-    """Not n > N, proportion = n/N inside its interval, one overall row a group, strata that add up, readings that agree."""
+def _known(*counts: int | None) -> bool:
+    """Whether none of the counts is masked."""
+    return None not in counts
+
+
+def _arithmetic(results: Sequence[Result], *, exact: bool) -> Relations:
+    """Not n > N, proportion = n/N inside its interval, one overall row a group, strata that add up, readings that agree.
+
+    Of counts that are masked nothing can be said; rounded ones (not `exact`) do not add up.
+    """
     overall = {row.group: row for row in results if not row.stratifier}
-    strata: dict[tuple[str, str], list[_Row]] = defaultdict(list)
+    strata: dict[tuple[str, str], list[Result]] = defaultdict(list)
     yield len(overall) == sum(not row.stratifier for row in results), "a group has more than one overall row"
     for row in results:
-        where = " ".join(part for part in (f"`{row.group}`", row.stratifier, row.stratum) if part)
-        yield 0 <= row.n <= row.N, f"{where}: not 0 ≤ n ≤ N"
-        yield (row.proportion is not None) == (row.N > 0), f"{where}: 0/0 and only 0/0 has no proportion"
-        if row.proportion is not None:
-            yield row.proportion == row.n / row.N, f"{where}: the proportion is not n/N"
+        where = _named(row)
+        if row.n is not None and row.N is not None:
+            yield 0 <= row.n <= row.N, f"{where}: not 0 ≤ n ≤ N"
+            yield (row.proportion is not None) == (row.N > 0), f"{where}: 0/0 and only 0/0 has no proportion"
+            if row.proportion is not None:
+                yield row.proportion == row.n / row.N, f"{where}: the proportion is not n/N"
         if row.ci_low is not None and row.ci_high is not None and row.proportion is not None:
             inside = 0 <= row.ci_low <= row.proportion <= row.ci_high <= 1
             yield inside, f"{where}: the proportion is not inside its interval"
         yield row.group in overall, f"{where}: its group has no overall row"
         if row.stratifier:
             strata[row.group, row.stratifier].append(row)
-    for (group, stratifier), rows in strata.items():
+    for (group, stratifier), rows in strata.items() if exact else ():
         whole, where = overall[group], f"`{group}` by {stratifier}"
         if stratifier in _NO_PARTITION:
             continue
-        yield sum(row.n for row in rows) == whole.n, f"{where}: the n of the strata do not add up to the group's"
+        yield _adds_up([row.n for row in rows], whole.n), f"{where}: the n of the strata do not add up to the group's"
         if group in _SHARES:
-            yield all(row.N == whole.N for row in rows), f"{where}: a stratum has another N than the group"
+            same = all(row.N == whole.N for row in rows if _known(row.N, whole.N))
+            yield same, f"{where}: a stratum has another N than the group"
         else:
-            yield sum(row.N for row in rows) == whole.N, f"{where}: the N of the strata do not add up to the group's"
-    yield from _readings(overall)
+            yield (
+                _adds_up([row.N for row in rows], whole.N),
+                f"{where}: the N of the strata do not add up to the group's",
+            )
+    if exact:
+        yield from _readings(overall)
 
 
-def _readings(overall: Mapping[str, _Row]) -> Relations:
+def _adds_up(parts: Sequence[int | None], whole: int | None) -> bool:
+    """Whether parts are a whole, or could be with what is masked."""
+    shown = sum(part for part in parts if part is not None)
+    return whole is None or (shown == whole if _known(*parts) else shown <= whole)
+
+
+def _readings(overall: Mapping[str, Result]) -> Relations:
     for name, treated in overall.items():
         if not name.endswith("-treated"):
             continue
@@ -127,11 +144,14 @@ def _readings(overall: Mapping[str, _Row]) -> Relations:
         whole, missing = overall[group], overall[f"{group}-not-evaluable"]
         yield treated.n == missing.N, f"`{group}`: the not evaluable are not counted among the treated"
         if f"{group}-exposed" not in overall:  # else the denominator is the whole cohort
-            yield whole.N + missing.n == treated.n, f"`{group}`: evaluable and not evaluable are not all treated"
+            yield (
+                _adds_up([whole.N, missing.n], treated.n),
+                f"`{group}`: evaluable and not evaluable are not all treated",
+            )
         if f"{group}-worst-case" in overall:
             worst, best = overall[f"{group}-worst-case"], overall[f"{group}-best-case"]
             yield (worst.n, worst.N) == (whole.n, treated.n), f"`{group}`: worst case"
-            yield (best.n, best.N) == (whole.n + missing.n, treated.n), f"`{group}`: best case"
+            yield treated.n == best.N and _adds_up([whole.n, missing.n], best.n), f"`{group}`: best case"
 
 
 def _canonicals(measure: Json, library: Json, report: Json) -> Relations:
@@ -144,7 +164,7 @@ def _canonicals(measure: Json, library: Json, report: Json) -> Relations:
     yield measure["library"] == [f"{library['url']}|{library['version']}"], "its Library is not the one beside it"
 
 
-def _counts(report: Json, measure: Json, results: Sequence[_Row]) -> Relations:
+def _counts(report: Json, measure: Json, results: Sequence[Result]) -> Relations:
     """Groups, populations, scores and strata of the report, held against the Measure and the result rows."""
     rows = {(row.group, row.stratifier, row.stratum): row for row in results}
     yield [g["id"] for g in report["group"]] == [g["id"] for g in measure["group"]], "not the groups of the Measure"
@@ -155,19 +175,23 @@ def _counts(report: Json, measure: Json, results: Sequence[_Row]) -> Relations:
         yield populations == [p["id"] for p in defined["population"]], f"`{name}`: not the populations of the Measure"
         counts = _count(group)
         initial, denominator, numerator = (counts.get(code) for code in _POPULATIONS)
-        if denominator is None:
+        proportion = "denominator" in counts
+        if not proportion:
             yield initial == row.n, f"`{name}`: its count is not that of results.csv"
         else:
             yield (numerator, denominator) == (row.n, row.N), f"`{name}`: its counts are not those of results.csv"
             whole = treated.n if treated and rows.get((f"{name}-exposed", "", "")) is None else row.N
             yield initial == whole, f"`{name}`: its initial population is not those treated"
-            yield 0 <= (numerator or 0) <= denominator <= (initial or 0), f"`{name}`: not n ≤ N ≤ initial population"
+            ordered = [count for count in (0, numerator, denominator, initial) if count is not None]
+            yield ordered == sorted(ordered), f"`{name}`: not n ≤ N ≤ initial population"
         yield from _scored(group, name)
         for stratifier in group.get("stratifier", ()):
-            yield from _strata(stratifier, name, rows, proportion=denominator is not None)
+            yield from _strata(stratifier, name, rows, proportion=proportion)
 
 
-def _strata(stratifier: Json, group: str, rows: Mapping[tuple[str, str, str], _Row], *, proportion: bool) -> Relations:
+def _strata(
+    stratifier: Json, group: str, rows: Mapping[tuple[str, str, str], Result], *, proportion: bool
+) -> Relations:
     name = _code(stratifier["code"])
     values = [value for g, s, value in rows if (g, s) == (group, name)]
     strata = {_value(stratum): stratum for stratum in stratifier.get("stratum", ())}
@@ -176,10 +200,9 @@ def _strata(stratifier: Json, group: str, rows: Mapping[tuple[str, str, str], _R
         row, counts = rows[group, name, value], _count(stratum)
         if proportion:
             same = (counts["numerator"], counts["denominator"]) == (row.n, row.N)
-            yield (
-                counts.get("initial-population", row.N) >= row.N,
-                f"`{group}` by {name}: N above the initial population",
-            )
+            initial = counts.get("initial-population")
+            above = initial is not None and row.N is not None and initial < row.N
+            yield not above, f"`{group}` by {name}: N above the initial population"
         else:
             same = counts["initial-population"] == row.n
         yield same, f"`{group}` by {name}: the counts of a stratum are not those of results.csv"
@@ -189,10 +212,11 @@ def _strata(stratifier: Json, group: str, rows: Mapping[tuple[str, str, str], _R
 def _scored(part: Json, name: str) -> Relations:
     """The score is n/N where there is one to be had, and is not there otherwise."""
     counts, score = _count(part), part.get("measureScore", part.get("measureScoreQuantity"))
-    if not counts.get("denominator"):
-        yield score is None, f"`{name}`: a score of nothing"
+    numerator, denominator = counts.get("numerator"), counts.get("denominator")
+    if numerator is None or not denominator:
+        yield score is None, f"`{name}`: a score of nothing, or of a count that is masked"
         return
-    share = counts["numerator"] / counts["denominator"]
+    share = numerator / denominator
     yield score is not None and isclose(score["value"], share, abs_tol=1e-15), f"`{name}`: the score is not n/N"
     for extension in (score or {}).get("extension", ()):
         limits = next(inner["valueRange"] for inner in extension["extension"] if inner["url"] == "interval")
@@ -292,20 +316,21 @@ class _Cells(HTMLParser):
             self.rows[self._row][-1] += data
 
 
-def _page(text: str, results: Sequence[_Row]) -> Relations:
+def _page(text: str, results: Sequence[Result]) -> Relations:
     """The treatment table of report.html shows n and N as results.csv has them."""
     rows = _Cells()
     rows.feed(text)
     for row in results:
         if row.group in TREATMENT_GROUPS and not row.stratifier:
             shown = [cell.strip() for cell in rows.rows.get(row.group, [])]
-            yield shown[1:3] == [str(row.n), str(row.N)], f"`{row.group}`: not the n and N of results.csv"
+            counts = [CONFIDENTIAL if count is None else str(count) for count in (row.n, row.N)]
+            yield shown[1:3] == counts, f"`{row.group}`: not the n and N of results.csv"
 
 
 def _cells(report: Json) -> Iterator[tuple[tuple[str, str, str, str], int]]:
     """Every count of a report, by (group, stratifier, stratum, population)."""
     for cell, population in _populations(report):
-        yield cell, population["count"]
+        yield cell, int(population["count"])
 
 
 def _populations(report: Json) -> Iterator[tuple[tuple[str, str, str, str], Json]]:
@@ -319,8 +344,9 @@ def _populations(report: Json) -> Iterator[tuple[tuple[str, str, str, str], Json
                     yield where, population
 
 
-def _count(part: Json) -> dict[str, int]:
-    return {_code(population["code"]): population["count"] for population in part["population"]}
+def _count(part: Json) -> dict[str, int | None]:
+    """The count of each population by its code; None where it is said to be masked."""
+    return {_code(population["code"]): population.get("count") for population in part["population"]}
 
 
 def _code(concept: Any) -> str:

@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit
 
@@ -43,7 +45,7 @@ class Match:
 class Account:
     """How one search went; a caller passes an empty one to `search` and reads it when the search is over.
 
-    `started` is the server's `Date` of the first page; `totals` are all totals that pages named, in order; `recalled`
+    `started` is the earliest `Date` of its pages; `totals` are all totals that pages named, in order; `recalled`
     says that a page came out of the journal of a run that was cut off; `kept` are the keys of its pages there.
     """
 
@@ -127,13 +129,13 @@ def _pages(
         method = "GET" if form is None else "POST"
         answer = client.answer(method, url, form, headers, journaled=not fresh)
         account.recalled = account.recalled or answer.recalled
+        account.started = _earlier(account.started, answer.headers.get("date", ""))
         account.pages += 1
         where = f"{client.host}, {type_name} search, page {account.pages}"
         account.framed = account.framed and answer.framed
         page, matches = _page(client, answer, type_name, account, where)
         links = _links(page)
         if account.pages == 1:
-            account.started = answer.headers.get("date", "")
             account.self_link = links.get("self", "")
             _check_self_link(account.self_link, params, where)
         for match in matches:
@@ -152,6 +154,15 @@ def _pages(
         if url in seen_urls or without_news > MAX_PAGES_WITHOUT_NEWS:
             raise IncompleteError(f"{where}: the next links go in circles; the search cannot be completed")
         seen_urls.add(url)
+
+
+def _earlier(one: str, other: str) -> str:
+    """The earlier of two HTTP dates; one that cannot be read is none. A page out of the journal may be older than the first."""
+    read = {}
+    for text in (one, other):
+        with suppress(ValueError):
+            read[text] = parsedate_to_datetime(text)
+    return min(read, key=lambda text: read[text], default="")
 
 
 def check_total(client: FhirClient, type_name: str, total: int, sent: int) -> None:
