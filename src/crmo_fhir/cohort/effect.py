@@ -197,6 +197,8 @@ def derive_effect(
             judged[course.name] = {
                 "effect": clinical.value if clinical else None,
                 "effect_low": clinical.when if clinical else None,
+                "judged": clinical.value if clinical else None,
+                "exposure_enough": _is_exposed(course, parameters),
                 "effect_best": "sufficient"
                 if any(a.value == "sufficient" for a in clinically)
                 else clinical and clinical.value,
@@ -204,6 +206,9 @@ def derive_effect(
                 "evaluable": reason is None,
                 "not_evaluable_reason": reason,
                 "mri": mri.value if mri else None,
+                "mri_judged": mri.value if mri else None,
+                "doses": [],
+                "products": [],
                 "assessments": sorted(a.assessment for a in found),
             }
     rows = [
@@ -211,6 +216,7 @@ def derive_effect(
             "assessment": a.assessment,
             "person": a.person,
             "kind": a.kind,
+            "origin": "judged",
             "value": a.value,
             "date": a.when,
             "course": a.course.name if a.course else None,
@@ -239,12 +245,17 @@ def _nearest(found: list[Attributed], target: date) -> str | None:
 
 
 def _not_evaluable(course: Course, clinical: Attributed | None, parameters: Parameters) -> str | None:
-    failed = course.stop_reason in {"inefficacy", "adverse_event", "both"}
     if clinical is None:
         return (
             "no assessment, stopped for an adverse event"
             if course.stop_reason in {"adverse_event", "both"}
             else "no assessment"
         )
+    return None if _is_exposed(course, parameters) else "too short an exposure"
+
+
+def _is_exposed(course: Course, parameters: Parameters) -> bool:
+    """Whether a course was long enough to be judged, or failed before it was (edge case E24)."""
+    failed = course.stop_reason in {"inefficacy", "adverse_event", "both"}
     needed = parameters.min_exposure_nsaid_days if course.drug_class == "NSAID" else parameters.min_exposure_days
-    return "too short an exposure" if course.exposure_days < needed and not failed else None
+    return failed or course.exposure_days >= needed

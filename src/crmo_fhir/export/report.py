@@ -111,6 +111,16 @@ _PARAMETERS = {
     "nsaid_escalation_months": "Escalation that annuls an NSAID effect within (months)",
     "glucocorticoid_escalation_days": "Systemic glucocorticoid is an escalation beyond (days)",
     "infusion_interval_days": "Time that one infusion counts for (days)",
+    "effect_source": "Whose judgement of the effect the treatment table counts",
+    "hoarding_days": "Stock of a dispense carried over, at most (days)",
+    "confounded_days": "Judgement flagged where a glucocorticoid began within (days before)",
+    "carry_over_months": "Course flagged where a bisphosphonate was given within (months before)",
+    "score_baseline_before_days": "Baseline of scores at most before the start (days)",
+    "score_baseline_after_days": "Baseline of scores at most after the start (days)",
+    "pedcno_percent": "PedCNO level that counts as sufficient (percent)",
+    "pedcno_items": "PedCNO items that must be better, at least",
+    "pedcno_worse_percent": "PedCNO item is worse beyond (percent)",
+    "bootstrap_samples": "Samples of children for the bootstrap intervals",
 }
 
 

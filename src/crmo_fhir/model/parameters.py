@@ -39,3 +39,35 @@ class Parameters:
     glucocorticoid_escalation_days: int = 28
     infusion_interval_days: dict[str, int] = field(default_factory=lambda: {"infliximab": 56})
     """Nominal interval of one administration, by agent; other agents count the day itself."""
+
+    effect_source: str = "judged"
+    """Whose judgement the treatment table counts: `judged` (Observations), `reviewed` (worksheet), `judged-or-reviewed`, or
+    `derived` (scores); the others stand beside it, never mixed."""
+    hoarding_days: int = 90
+    """Stock of a dispense that overlaps the next is carried over, at most this long (edge case E51)."""
+    confounded_days: int = 30
+    """A glucocorticoid begun this shortly before a judgement confounds it: flagged (edge case E21)."""
+    carry_over_months: int = 12
+    """A bisphosphonate given this shortly before a course may still work: flagged (edge case E22)."""
+    score_baseline_before_days: int = 90
+    score_baseline_after_days: int = 14
+    """Baseline of a score, a laboratory value or a lesion count: the last one in [-before, +after] days of the start."""
+    pedcno_percent: int = 70
+    """PedCNO level that counts as sufficient: 30, 50, 70 or 90."""
+    pedcno_items: int = 3
+    """So many core items must be better by that much, and so many must be there at both times."""
+    pedcno_worse_percent: int = 30
+    """At most one of the other items may be worse by more than this."""
+    bootstrap_samples: int = 2000
+    """Samples of children for the bootstrap intervals; the seed is fixed."""
+
+
+SENSITIVITY: dict[str, tuple[object, ...]] = {
+    "gap_days": (30, 60, 180),
+    "clinical_grace_days": (0, 90),
+    "mri_grace_days": (0, 120),
+    "min_exposure_days": (0, 28, 168),
+    "min_exposure_nsaid_days": (0, 84),
+    "effect_source": ("reviewed", "judged-or-reviewed", "derived"),
+}
+"""What each headline figure is computed with besides: one rule changed at a time."""
