@@ -43,7 +43,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "date": "2004-12-01",
         "date_source": "recordedDate",
     },
-    "site": {"patient": "Patient/A", "status": "confirmed"},
+    "site": {"patient": "Patient/A", "status": "confirmed", "date": "2004-12-01"},
     "exposure": {
         "patient": "Patient/A",
         "rung": "statement",
@@ -62,7 +62,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "focus": [],
         "derived_from": [],
     },
-    "imaging": {"patient": "Patient/A", "status": "available", "whole_body": True},
+    "imaging": {"patient": "Patient/A", "status": "available", "whole_body": True, "regions": []},
+    "lab": {"patient": "Patient/A", "analyte": "crp", "status": "final", "value": 4.0, "unit": "mg/L"},
     "contact": {"patient": "Patient/A", "source": "Encounter/last", "date": "2013-01-01"},
     "adverse_event": {"patient": "Patient/A"},
     "patient_link": {"type": "replaced-by"},
@@ -74,8 +75,9 @@ KEYS = {
     "imaging": ("imaging", "ImagingStudy"),
     "site": ("source", "Condition"),
     "adverse_event": ("source", "AdverseEvent"),
+    "lab": ("lab", "Observation"),
 }
-LISTS = {"indications", "stop_reasons", "part_of", "focus", "derived_from"}
+LISTS = {"indications", "stop_reasons", "part_of", "focus", "derived_from", "regions"}
 
 
 def rows_of(text: str) -> list[dict[str, str]]:
@@ -128,7 +130,9 @@ def _dated(row: Mapping[str, Any]) -> dict[str, Any]:
     """`date = 2005-03` becomes the columns `date_low` and `date_high`."""
     out = {}
     for name, value in row.items():
-        if name in {"date", "birth", "death", "start", "end"}:
+        if value == "none" and name == "date":
+            continue
+        if name in {"date", "birth", "death", "start", "end", "issued", "onset", "reason"}:
             when = parse_date(value, ZoneInfo("Europe/Copenhagen"))
             assert when is not None, f"{value!r} is no date"
             out |= {f"{name}_low": when.low, f"{name}_high": when.high}

@@ -1,5 +1,7 @@
 """Courses and lines (clinical rules §2; the edge cases are named by their ids)."""
 
+from datetime import date
+
 import pytest
 from story import WINDOW, expect, figure, tell
 
@@ -130,7 +132,7 @@ def test_e10_infusions_run_to_the_last_one_plus_the_nominal_interval():
     )
 
 
-def test_single_infusion_is_a_course_of_its_interval():
+def test_e10_a_single_infusion_is_a_course_of_its_interval():
     expect(
         tell(
             exposure="""
@@ -280,6 +282,25 @@ def test_e19_a_drug_for_another_disease_only_is_out(indications, indication, lef
     )
     assert (course["indication"], course["left_out"]) == (indication, left_out)
     assert ("indication not recorded" in course["flags"]) == (indication == "missing")
+    assert ("also for another disease" in course["flags"]) == (indication == "both")
+
+
+def test_e19_whether_a_missing_indication_counts_is_a_parameter():
+    from dataclasses import replace
+
+    story = (
+        "agent|start|end|indications\nmethotrexate|2005-01-01|2006-01-01|none\nadalimumab|2005-01-01|2006-01-01|crmo"
+    )
+    strict = tell(replace(WINDOW, require_indication=True), exposure=story)
+    expect(
+        strict.tables["courses"],
+        """
+        drug_class | course_no | left_out
+        MTX        |           | indication not recorded
+        TNF        | 1         |
+        """,
+    )
+    assert tell(exposure=story).tables["courses"]["left_out"].tolist() == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -288,7 +309,8 @@ def test_e19_a_drug_for_another_disease_only_is_out(indications, indication, lef
         ("inefficacy", "inefficacy"),
         ("adverse_event, inefficacy", "both"),
         ("remission", "remission"),
-        ("other, patient_choice", "patient_choice"),
+        ("other, patient_choice", "other"),
+        ("remission, adverse_event", "remission"),
     ],
 )
 def test_e29_e30_stop_reasons(reasons, stop_reason):
@@ -298,6 +320,19 @@ def test_e29_e30_stop_reasons(reasons, stop_reason):
         .to_dict("records")
     )
     assert course["stop_reason"] == stop_reason
+    rest = set(reasons.split(", ")) - {stop_reason} if stop_reason != "both" else set()
+    assert course["flags"] == sorted(f"another stop reason: {reason}" for reason in rest)
+
+
+def test_e29_of_two_records_the_reason_recorded_first_stands():
+    cohort = tell(
+        exposure="""
+        agent      | start      | end        | stop_reasons   | reason
+        adalimumab | 2005-01-01 | 2006-01-01 | patient_choice | 2006-03-01
+        adalimumab | 2005-03-01 | 2006-01-01 | remission      | 2006-02-01
+        """
+    )
+    expect(cohort.tables["courses"], "stop_reason | flags\nremission | another stop reason: patient_choice")
 
 
 def test_e29_nothing_recorded_is_unknown_never_failure():
@@ -320,7 +355,7 @@ def test_e29_an_adverse_event_counts_up_to_180_days_after_the_stop(day, reason):
     assert course["stop_reason"] == reason
 
 
-def test_infusions_stop_for_the_reason_of_their_order():
+def test_e10_infusions_stop_for_the_reason_of_their_order():
     (course,) = (
         tell(
             exposure="""
@@ -336,7 +371,7 @@ def test_infusions_stop_for_the_reason_of_their_order():
     assert (course["stop_reason"], course["rung"]) == ("adverse_event", "administration")
 
 
-def test_lines_reached_and_ended_at():
+def test_e05_e06_lines_reached_and_ended_at():
     cohort = tell(
         patient="patient\nPatient/A\nPatient/B\nPatient/C",
         condition="patient\nPatient/A\nPatient/B\nPatient/C",
@@ -355,7 +390,7 @@ def test_lines_reached_and_ended_at():
     assert [figure(cohort, "tnfi-lines", "line-ended", str(n)) for n in (1, 2, 3)] == [(1, 2), (0, 2), (1, 2)]
 
 
-def test_dispenses_run_for_their_days_of_supply():
+def test_e04_dispenses_run_for_their_days_of_supply():
     expect(
         tell(
             exposure="""
@@ -400,4 +435,182 @@ def test_e19_a_drug_for_another_disease_neither_cuts_nor_splits_a_course():
         "2005-04-01",
         "2006-01-01",
         1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("second", "supply", "end", "courses"),
+    [
+        ("2005-04-01", "90", "2005-06-30", 1),
+        ("2005-03-02", "90", "2005-06-30", 1),
+        ("2005-01-02", "90", "2005-06-30", 1),
+        ("2005-01-01", "60", "2005-05-31", 1),
+        ("2005-06-29", "90", "2005-09-27", 1),
+        ("2005-06-30", "90", "2005-09-28", 2),
+    ],
+    ids=["none left", "30 d left", "89 d left", "all left", "89 d without", "90 d without"],
+)
+def test_e51_stock_is_carried_over(second, supply, end, courses):
+    cohort = tell(
+        exposure=f"""
+        agent    | rung     | start      | supply_days
+        naproxen | dispense | 2005-01-01 | 90
+        naproxen | dispense | {second} | {supply}
+        """
+    )
+    ends = [e.isoformat() for e in cohort.tables["courses"]["end"]]
+    assert (len(ends), ends[-1]) == (courses, end)
+
+
+def test_e51_at_most_90_days_of_stock_and_nothing_for_the_same_dispense_twice():
+    hoard = tell(
+        exposure="""
+        agent    | rung     | start      | supply_days
+        naproxen | dispense | 2005-01-01 | 200
+        naproxen | dispense | 2005-01-11 | 30
+        naproxen | dispense | 2005-01-11 | 30
+        """
+    )
+    expect(hoard.tables["courses"], "start | end\n2005-01-01 | 2005-07-20")
+    capped = tell(
+        exposure="""
+        agent    | rung     | start      | supply_days
+        naproxen | dispense | 2005-01-01 | 200
+        naproxen | dispense | 2005-01-11 | 200
+        """
+    )
+    expect(capped.tables["courses"], "start | end\n2005-01-01 | 2005-10-28")
+
+
+@pytest.mark.parametrize(
+    ("start", "flagged"),
+    [("2006-06-01", True), ("2007-03-01", True), ("2007-03-02", False), ("2005-01-01", False)],
+    ids=["3 months after", "12 months after", "a day more", "before"],
+)
+def test_e22_what_begins_within_12_months_after_a_bisphosphonate_is_flagged(start, flagged):
+    cohort = tell(exposure=f"agent|start|end\npamidronic acid|2005-03-01|2006-03-01\nadalimumab|{start}|2009-01-01")
+    flags = dict(cohort.tables["courses"][["drug_class", "flags"]].to_numpy().tolist())
+    assert ("bisphosphonate carry-over" in flags["TNF"]) is flagged
+    assert "bisphosphonate carry-over" not in flags["BP"]
+
+
+@pytest.mark.parametrize(
+    ("start", "shown"),
+    [("2005-03", "2005-03-15"), ("2005", "2005-07-01"), ("2004-12", "2004-12-15"), ("2004", "2004-12-01")],
+    ids=["month", "year", "month of the diagnosis", "year of the diagnosis"],
+)
+def test_e15_the_middle_stands_for_a_partial_date_but_not_before_the_diagnosis(start, shown):
+    (course,) = tell(exposure=f"agent|start|end\nadalimumab|{start}|2008-01-01").tables["courses"].to_dict("records")
+    assert course["start"].isoformat() == shown
+    assert "partial date" in course["flags"]
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "undetermined"),
+    [
+        ("2004", "2007-01-01", ["begun before the diagnosis"]),
+        ("2004-09", "2007-01-01", ["begun before the diagnosis"]),
+        ("2004-10", "2007-01-01", []),
+        ("2005-02", "2005-05-10", ["minimum exposure"]),
+        ("2005-02", "2005-06-01", []),
+        ("2005-02-01", "2005", ["minimum exposure"]),
+    ],
+)
+def test_e15_a_test_that_a_partial_date_leaves_open_is_flagged(start, end, undetermined):
+    (course,) = tell(exposure=f"agent|start|end\nadalimumab|{start}|{end}").tables["courses"].to_dict("records")
+    told = [f for f in course["flags"] if f.startswith("undetermined")]
+    assert told == [f"undetermined by partial dates: {name}" for name in undetermined]
+
+
+def test_e15_a_gap_that_partial_dates_leave_open_is_flagged_and_the_ends_are_a_sensitivity():
+    from dataclasses import replace
+
+    story = "agent|start|end\ninfliximab|2005-01-01|2005-06\ninfliximab|2005-09-10|2006-06-30"
+    (course,) = tell(exposure=story).tables["courses"].to_dict("records")
+    assert "undetermined by partial dates: gap" in course["flags"]
+    counts = {
+        ends: len(tell(replace(WINDOW, partial_dates=ends), exposure=story).tables["courses"])
+        for ends in ("earliest", "middle", "latest")
+    }
+    assert counts == {"earliest": 2, "middle": 1, "latest": 1}
+
+
+def test_e17_e43_a_child_is_observed_to_the_first_of_death_last_contact_and_data_lock():
+    from dataclasses import replace
+
+    story = {
+        "patient": "patient|death\nPatient/A|2006-01-01\nPatient/B|\nPatient/C|",
+        "condition": "patient\nPatient/A\nPatient/B\nPatient/C",
+        "contact": """
+        patient   | source      | date
+        Patient/A | Encounter/1 | 2005-12-01
+        Patient/A | Encounter/2 | 2006-02-01
+        Patient/B | Encounter/3 | 2007-01-01
+        Patient/C | Encounter/4 | 2012-01-01
+        """,
+        "exposure": "patient|agent|start\nPatient/A|adalimumab|2005-01-01\nPatient/B|adalimumab|2005-01-01\nPatient/C|adalimumab|2005-01-01",
+    }
+    cohort = tell(replace(WINDOW, data_lock=date(2010, 1, 1)), **story)
+    expect(
+        cohort.tables["patients"],
+        """
+        person    | last_contact | censored   | censored_by
+        Patient/A | 2005-12-01   | 2005-12-01 | last contact
+        Patient/B | 2007-01-01   | 2007-01-01 | last contact
+        Patient/C |              | 2010-01-01 | data lock
+        """,
+    )
+    assert cohort.tables["courses"]["exposure_days"].tolist() == [334, 730, 1826]
+
+
+def test_e43_death_ends_the_observation_and_what_is_dated_later_is_refused():
+    cohort = tell(
+        patient="deceased|death\nyes|2006-01-01",
+        contact="source|date\nEncounter/1|2006-01-01\nEncounter/2|2006-03-01",
+        exposure="agent|start|end\nadalimumab|2005-01-01|2005-12-31\ninfliximab|2006-02-01|2006-12-31",
+        observed="value|date\nsufficient|2005-07-01\ninsufficient|2006-01-20",
+        imaging="date\n2005-01-01\n2006-01-02",
+        lab="lab|date\nObservation/8|2005-01-01\nObservation/9|2006-01-02",
+    )
+    expect(cohort.tables["patients"], "last_contact | censored | censored_by\n2006-01-01 | 2006-01-01 | death")
+    assert len(cohort.tables["courses"]) == len(cohort.tables["imaging"]) == len(cohort.tables["labs"]) == 1
+    assert cohort.tables["assessments"]["value"].tolist() == ["sufficient"]
+    attrition = cohort.tables["attrition"]
+    refused = attrition[attrition["reason"].isin(["after death", "start after death"])]
+    assert dict(refused[["step", "dropped"]].to_numpy().tolist()) == {
+        "records: Encounter": 1,
+        "records: ImagingStudy": 1,
+        "records: MedicationStatement": 1,
+        "records: Observation": 2,
+    }
+
+
+def test_e43_a_death_without_a_date_is_observed_to_the_last_contact():
+    cohort = tell(patient="deceased\nyes", contact="source|date\nEncounter/1|2006-01-01")
+    expect(cohort.tables["patients"], "censored | death_low\n2006-01-01 |")
+
+
+@pytest.mark.parametrize(("day", "reason"), [("2030-01-01", "in the future"), ("1995-01-01", "before birth")])
+def test_e16_a_judgement_that_cannot_be_is_refused_and_listed(day, reason):
+    cohort = tell(
+        exposure="agent|start|end\nadalimumab|2005-01-01|2006-01-01", observed=f"value|date\nsufficient|{day}"
+    )
+    assert cohort.tables["assessments"].empty
+    assert reason in cohort.tables["attrition"]["reason"].tolist()
+
+
+def test_e07_e09_dose_and_route_do_not_split():
+    expect(
+        tell(
+            exposure="""
+            agent        | start      | end        | dose  | product
+            methotrexate | 2005-01-01 | 2005-03-01 | 10 mg | Metex
+            methotrexate | 2005-03-01 | 2005-06-01 | 10 mg | Metex
+            methotrexate | 2005-06-01 | 2005-09-01 | 15 mg | Ebetrex
+            """
+        ).tables["courses"],
+        """
+        course_no | line_no | doses                                | products       | flags
+        1         | 1       | 2005-01-01: 10 mg, 2005-06-01: 15 mg | Metex, Ebetrex | non-medical switch
+        """,
     )

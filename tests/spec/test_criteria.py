@@ -8,6 +8,7 @@ import pytest
 from story import WINDOW, figure, tell
 
 from crmo_fhir.errors import IncompleteError
+from crmo_fhir.metrics import compute_results
 
 
 def attrition(cohort, step):
@@ -30,12 +31,12 @@ def children(cohort):
         ("2005-03", True),
     ],
 )
-def test_the_window_includes_both_ends(diagnosed, inside):
+def test_e37_the_window_includes_both_ends(diagnosed, inside):
     cohort = tell(condition=f"date\n{diagnosed}")
     assert children(cohort) == (["Patient/A"] if inside else [])
 
 
-def test_a_partial_date_the_window_cannot_decide_is_undetermined_and_apart():
+def test_e15_a_partial_date_the_window_cannot_decide_is_undetermined_and_apart():
     window = replace(WINDOW, since=date(2002, 6, 1))
     cohort = tell(window, condition="date\n2002")
     assert attrition(cohort, "diagnosis in window") == [["undetermined: partial date of diagnosis", 0, 1]]
@@ -62,7 +63,7 @@ def test_e36_a_leap_day_birthday_falls_on_1_march_in_common_years():
     assert children(tell(limit, patient="birth\n1992-02-29", condition="date\n2007-03-01")) == []
 
 
-def test_a_partial_birth_date_that_cannot_decide_is_undetermined():
+def test_e15_a_partial_birth_date_that_cannot_decide_is_undetermined():
     assert children(tell(patient="birth\n1990", condition="date\n2005-12-31")) == ["Patient/A"]
     cohort = tell(patient="birth\n1990", condition="date\n2006-06-01")
     assert attrition(cohort, "under 16 at diagnosis") == [["undetermined: partial date of birth or diagnosis", 0, 1]]
@@ -105,7 +106,7 @@ def test_e40_what_stands_is_confirmed_and_not_refuted_later(conditions, reason):
     assert attrition(cohort, "confirmed") == ([[reason, 0, 1]] if reason else [["", 1, 0]])
 
 
-def test_a_provisional_diagnosis_does_not_date_it():
+def test_e40_a_provisional_diagnosis_does_not_date_it():
     cohort = tell(condition="verification|date\nprovisional|2004-12-01\nconfirmed|2005-02-01")
     assert cohort.tables["patients"]["diagnosis_low"].tolist() == [date(2005, 2, 1)]
 
@@ -121,11 +122,20 @@ def test_e39_sapho_never_replaces_crmo():
     assert attrition(cohort, "diagnosis coded") == [["no qualifying diagnosis", 0, 1]]
 
 
+def test_e39_two_conditions_of_one_child_are_one_child_with_all_foci():
+    cohort = tell(
+        condition="condition|disease|date\nCondition/1|crmo|2005-02-01\nCondition/2|crmo|2004-12-01\nCondition/2|sapho|2004-12-01",
+        site="source|bone|side\nCondition/1|tibia|left\nCondition/2|femur|right",
+    )
+    (child,) = cohort.tables["patients"].to_dict("records")
+    assert (child["diagnosis_low"], child["focus_count"], child["sapho"]) == (date(2004, 12, 1), 2, True)
+
+
 @pytest.mark.parametrize(
     ("sapho", "ever", "at_diagnosis"),
     [("", "no", "no"), ("2004-12-01", "yes", "yes"), ("2004-12-02", "yes", "no"), ("2004", "yes", "unknown")],
 )
-def test_sapho_ever_and_at_diagnosis(sapho, ever, at_diagnosis):
+def test_e39_sapho_ever_and_at_diagnosis(sapho, ever, at_diagnosis):
     cohort = tell(condition="disease|date\ncrmo|2004-12-01" + (f"\nsapho|{sapho}" if sapho else ""))
     assert figure(cohort, "cohort", "sapho", ever) == (1, 1)
     assert figure(cohort, "cohort", "sapho-at-diagnosis", at_diagnosis) == (1, 1)
@@ -165,6 +175,9 @@ def test_e52_nobody_is_an_honest_empty_result():
     cohort = tell(condition="date\n1999-01-01")
     assert figure(cohort, "cohort") == (0, 0)
     assert figure(cohort, "tnfi-clinical") == (0, 0)
+    empty = [row for row in compute_results(cohort.tables, WINDOW) if row.N == 0]
+    assert len(empty) > 30
+    assert {(row.proportion, row.ci_low, row.ci_high) for row in empty} == {(None, None, None)}
 
 
 def test_every_row_of_the_attrition_adds_up():

@@ -1,7 +1,7 @@
 """Which course an effect belongs to, and what counts (clinical rules §3; the edge cases are named by their ids)."""
 
 import pytest
-from story import expect, figure, tell
+from story import expect, figure, rows_of, tell
 
 ADALIMUMAB = "source|agent|start|end\nMedicationStatement/1|adalimumab|2005-01-01|2006-01-01"
 
@@ -36,7 +36,7 @@ def test_e23_without_a_link_the_window_decides(day, attribution, reason):
     ids=["180 d after stop", "181 d after stop", "before start"],
 )
 @pytest.mark.parametrize("link", ["part_of", "focus"])
-def test_a_link_decides_up_to_180_days_after_the_stop(link, day, attribution, reason):
+def test_e23_a_link_decides_up_to_180_days_after_the_stop(link, day, attribution, reason):
     cohort = tell(exposure=ADALIMUMAB, observed=f"value|date|{link}\nsufficient|{day}|MedicationStatement/1")
     assert judged(cohort) == (attribution, reason)
 
@@ -57,7 +57,7 @@ def test_part_of_goes_before_focus():
 
 
 @pytest.mark.parametrize("begun", ["methotrexate", "adalimumab", "pamidronic acid", "sulfasalazine", "anakinra"])
-def test_an_escalation_ends_the_window(begun):
+def test_e23_an_escalation_ends_the_window(begun):
     cohort = tell(
         exposure=f"agent|start|end\nnaproxen|2005-01-01|2006-01-01\n{begun}|2005-06-01|2007-01-01",
         observed="value|date\nsufficient|2005-07-01",
@@ -75,7 +75,7 @@ def test_a_later_nsaid_or_glucocorticoid_ends_nothing(begun):
     assert cohort.tables["assessments"]["course"].tolist() == ["Patient/A/MTX-1"]
 
 
-def test_the_day_of_a_switch_judges_the_earlier_course():
+def test_e23_the_day_of_a_switch_judges_the_earlier_course():
     cohort = tell(
         exposure="agent|start|end\netanercept|2005-01-01|2005-06-01\nadalimumab|2005-06-01|2007-01-01",
         observed="value|date\ninsufficient|2005-06-01",
@@ -287,9 +287,174 @@ def test_e32_a_preliminary_or_cancelled_reading_does_not_count():
     assert {"status preliminary", "status entered-in-error"} <= set(cohort.tables["attrition"]["reason"])
 
 
-def test_an_effect_linked_to_a_drug_for_another_disease_counts_for_nothing():
+def test_e19_an_effect_linked_to_a_drug_for_another_disease_counts_for_nothing():
     cohort = tell(
         exposure="source|agent|start|end|indications\nMedicationStatement/1|methotrexate|2005-01-01|2006-01-01|other",
         observed="value|date|part_of\nsufficient|2005-07-01|MedicationStatement/1",
     )
     assert figure(cohort, "mtx-clinical") == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "flagged"),
+    [
+        ("2005-05-20|2005-05-31", False),
+        ("2005-05-20|2005-06-01", True),
+        ("2005-06-25|2005-07-20", True),
+        ("2005-01-01|2006-01-01", True),
+        ("2005-07-02|2005-07-20", False),
+    ],
+    ids=["31 d before", "30 d before", "6 d before", "all the time", "a day after"],
+)
+def test_e21_a_glucocorticoid_within_30_days_before_a_judgement_is_flagged(given, flagged):
+    cohort = tell(
+        exposure=f"source|agent|start|end\nMedicationStatement/1|adalimumab|2005-01-01|2006-01-01\nMedicationStatement/2|prednisolone|{given}",
+        observed="value|date|part_of\nsufficient|2005-07-01|MedicationStatement/1",
+    )
+    flags = dict(cohort.tables["courses"][["drug_class", "flags"]].to_numpy().tolist())
+    assert flags == {"GC": [], "TNF": ["judged under a glucocorticoid"] if flagged else []}
+    assert figure(cohort, "tnfi-clinical") == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "flags"),
+    [("sufficient insufficient", ["judgements differ"]), ("sufficient sufficient", [])],
+    ids=["they differ", "unanimous"],
+)
+def test_e25_judgements_that_differ_are_flagged(values, flags):
+    first, second = values.split()
+    cohort = tell(exposure=ADALIMUMAB, observed=f"value|date\n{first}|2005-06-20\n{second}|2005-12-01")
+    assert cohort.tables["courses"]["flags"].tolist() == [flags]
+
+
+@pytest.mark.parametrize(
+    ("day", "attribution", "reason"),
+    [
+        ("2005-07", "window", None),
+        ("2006-02", "unattributed", "in no course's window"),
+        ("2006-01", "window", None),
+        ("2006", "unattributed", "undetermined: partial date"),
+        ("2005", "window", None),
+        ("2004", "unattributed", "in no course's window"),
+    ],
+)
+def test_e15_a_judgement_of_a_month_or_year_counts_where_each_day_of_it_would(day, attribution, reason):
+    cohort = tell(exposure=ADALIMUMAB, observed=f"value|date\nsufficient|{day}")
+    assert judged(cohort) == (attribution, reason)
+
+
+@pytest.mark.parametrize(
+    ("day", "attribution", "reason"),
+    [
+        ("2005", "link", None),
+        ("2006", "link", None),
+        ("2004", "unattributed", "before the start of the course it is linked to"),
+        ("2007", "unattributed", "late: long after the stop"),
+    ],
+)
+def test_e15_a_link_says_in_which_part_of_the_year_a_judgement_was(day, attribution, reason):
+    cohort = tell(exposure=ADALIMUMAB, observed=f"value|date|part_of\nsufficient|{day}|MedicationStatement/1")
+    assert judged(cohort) == (attribution, reason)
+
+
+def test_e15_methotrexate_is_not_credited_with_what_may_have_been_seen_after_a_tnf_start():
+    cohort = tell(
+        exposure="""
+        source                | agent        | start      | end
+        MedicationStatement/1 | methotrexate | 2005-01-01 | 2007-01-01
+        MedicationStatement/2 | adalimumab   | 2006-06-15 | 2008-01-01
+        """,
+        observed="value|date|part_of\nsufficient|2006|MedicationStatement/1\nsufficient|2005|MedicationStatement/1",
+    )
+    expect(
+        cohort.tables["assessments"],
+        """
+        attribution  | reason
+        unattributed | undetermined: partial date
+        link         |
+        """,
+    )
+
+
+def test_e20_a_judgement_after_the_escalation_is_not_the_nsaids():
+    cohort = tell(
+        exposure="agent|start|end\nnaproxen|2005-01-01|2006-01-01\nadalimumab|2005-06-01|2007-01-01",
+        observed="value|date\nsufficient|2005-10-01",
+    )
+    assert cohort.tables["assessments"]["course"].tolist() == ["Patient/A/TNF-1"]
+    assert figure(cohort, "nsaid-clinical") == (0, 1)
+
+
+def test_e31_the_follow_up_lies_before_the_next_escalation():
+    cohort = tell(
+        exposure="agent|start|end\netanercept|2005-01-01|2006-01-01\nadalimumab|2005-12-01|2007-01-01",
+        imaging="imaging|date\nImagingStudy/1|2004-12-20\nImagingStudy/2|2005-12-15",
+        observed="kind|value|date|derived_from\nmri|regression|2005-12-15|ImagingStudy/1, ImagingStudy/2",
+    )
+    assert cohort.tables["assessments"]["attribution"].tolist() == ["unattributed"]
+
+
+@pytest.mark.parametrize(
+    ("readings", "mri", "flags"),
+    [
+        (["no-regression 2005-07-02", "regression 2005-07-20"], "regression", ["readers disagree"]),
+        (["regression 2005-07-02", "no-regression 2005-07-20"], "no-regression", ["readers disagree"]),
+        (["regression 2005-07-02", "no-regression 2005-07-02"], "no-regression", ["readers disagree"]),
+        (["regression 2005-07-02", "regression 2005-07-20"], "regression", []),
+    ],
+    ids=["addendum", "addendum the other way", "two readers", "one opinion"],
+)
+@pytest.mark.parametrize("order", [1, -1])
+def test_e32_of_several_readings_the_one_issued_last_counts(readings, mri, flags, order):
+    rows = "\n".join("mri|" + "|".join(r.split()) + "|2005-07-01|MedicationStatement/1" for r in readings[::order])
+    cohort = tell(exposure=MRI, observed="kind|value|issued|date|part_of\n" + rows)
+    (course,) = cohort.tables["courses"].to_dict("records")
+    assert (course["mri"], course["flags"]) == (mri, flags)
+
+
+def test_e33_one_pair_of_mris_is_evaluated_in_the_course_begun_last_and_in_no_other():
+    cohort = tell(
+        exposure="""
+        source                | agent        | start      | end
+        MedicationStatement/1 | methotrexate | 2005-01-01 | 2007-01-01
+        MedicationStatement/2 | adalimumab   | 2005-01-10 | 2007-01-01
+        """,
+        imaging="imaging|date\nImagingStudy/1|2004-12-20\nImagingStudy/2|2005-07-01",
+        observed="kind|value|date|derived_from\nmri|regression|2005-07-01|ImagingStudy/1, ImagingStudy/2",
+    )
+    assert cohort.tables["assessments"]["course"].tolist() == ["Patient/A/TNF-1"]
+    assert (figure(cohort, "mtx-mri"), figure(cohort, "tnfi-mri")) == ((0, 0), (1, 1))
+
+
+REGIONS = """
+baseline     | followup     | counts
+all          | all          | yes
+all          | femur        | no
+femur        | all          | yes
+femur        | femur        | yes
+femur        | clavicle     | no
+femur, tibia | femur        | no
+femur        | femur, tibia | yes
+             | femur        | yes
+all          |              | yes
+"""
+
+
+@pytest.mark.parametrize("row", rows_of(REGIONS), ids=lambda row: f"{row.get('baseline')} > {row.get('followup')}")
+@pytest.mark.parametrize("how", ["link", "window", "day"])
+def test_e34_a_follow_up_must_show_what_the_baseline_showed(row, how):
+    def study(number, day, covered):
+        whole = "yes" if covered == "all" else "no"
+        return f"ImagingStudy/{number}|{day}|{whole}|{'none' if covered == 'all' else covered or 'none'}"
+
+    named = "none" if how == "day" else "ImagingStudy/1, ImagingStudy/2"
+    cohort = tell(
+        exposure=MRI,
+        imaging="imaging|date|whole_body|regions\n"
+        + study(1, "2004-12-20", row.get("baseline"))
+        + "\n"
+        + study(2, "2005-07-01", row.get("followup")),
+        observed="kind|value|date|derived_from|part_of\nmri|regression|2005-07-01|"
+        f"{named}|{'MedicationStatement/1' if how == 'link' else 'none'}",
+    )
+    assert figure(cohort, "tnfi-mri") == ((1, 1) if row["counts"] == "yes" else (0, 0))

@@ -18,7 +18,7 @@ from story import expect, figure, tell
         ("", "", "unknown"),
     ],
 )
-def test_distinct_bone_and_side(sites, foci, focality):
+def test_e45_e46_distinct_bone_and_side(sites, foci, focality):
     def table(text):
         return "bone|side\n" + "\n".join("|".join((*cell.split(), "")[:2]) for cell in text.split(", ") if cell)
 
@@ -40,7 +40,7 @@ def test_sites_of_records_that_do_not_hold_are_no_foci():
     expect(cohort.tables["foci"], "bone|side\ntibia|left")
 
 
-def test_foci_and_children_with_a_focus_are_two_figures():
+def test_e45_foci_and_children_with_a_focus_are_two_figures():
     cohort = tell(
         patient="patient\nPatient/A\nPatient/B",
         condition="patient\nPatient/A\nPatient/B",
@@ -54,3 +54,23 @@ def test_foci_and_children_with_a_focus_are_two_figures():
     assert figure(cohort, "foci") == (3, 3)
     assert figure(cohort, "foci", "bone", "tibia") == (2, 3)
     assert figure(cohort, "foci", "bone-patients", "tibia") == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("dates", "at_diagnosis", "ever"),
+    [
+        ("2004-12-01, 2004-12-01", "multifocal", "multifocal"),
+        ("2004-12-01, 2004-12-02", "unifocal", "multifocal"),
+        ("2004-12-01, 2003-01-01", "multifocal", "multifocal"),
+        ("2004-12-01, 2004", "unknown", "multifocal"),
+        ("2004-12-01, ", "unknown", "multifocal"),
+        ("2004-12-01", "unifocal", "unifocal"),
+        ("2005-12-01", "unknown", "unifocal"),
+    ],
+)
+def test_e47_one_focus_at_diagnosis_and_several_later(dates, at_diagnosis, ever):
+    rows = "\n".join(
+        f"{bone}|left|{day or 'none'}" for bone, day in zip(("tibia", "femur"), dates.split(", "), strict=False)
+    )
+    cohort = tell(site="bone|side|date\n" + rows)
+    expect(cohort.tables["patients"], f"focality | focality_at_diagnosis\n{ever} | {at_diagnosis}")

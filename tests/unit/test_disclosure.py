@@ -77,7 +77,7 @@ def sexes(*counts: int) -> str:
         ((12, 8, 1, 0), 5, ["21", "12/21", "./21", "./21", "0/21"]),  # the smaller is the cheaper, being as good
     ],
 )
-def test_strata_of_a_cohort(counts, threshold, expected):
+def test_e53_strata_of_a_cohort(counts, threshold, expected):
     released = release(sexes(*counts), threshold)
     masked = [cell for row in released for cell in row.split("/")].count(".")
     assert masked == [cell for row in expected for cell in row.split("/")].count(".")
@@ -86,14 +86,14 @@ def test_strata_of_a_cohort(counts, threshold, expected):
         assert released == expected
 
 
-def test_the_rest_of_a_whole_is_a_count_too():
+def test_e53_the_rest_of_a_whole_is_a_count_too():
     text = "cohort 40\nmtx-clinical 18/20\nmtx-clinical sex=female 18/20"
     released = filter_results(rows(text), Disclosure(5), wilson)
     assert released[1].masked, "2 of 20 are as few as 18 of 20 are many"
     assert [row.n for row in released[1:]].count(None) in (0, 2), "one stratum is the whole group"
 
 
-def test_a_count_is_masked_under_all_its_names():
+def test_e53_a_count_is_masked_under_all_its_names():
     text = """
     cohort 30
     mtx-clinical 3/18

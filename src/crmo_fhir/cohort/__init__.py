@@ -7,13 +7,13 @@ from datetime import date
 from typing import TYPE_CHECKING
 
 from crmo_fhir.cohort.courses import Course, course_rows, derive_courses, filter_exposures
-from crmo_fhir.cohort.criteria import Child, Row, filter_cohort, partial
+from crmo_fhir.cohort.criteria import Child, Row, compute_contradiction, filter_cohort, partial
 from crmo_fhir.cohort.effect import attribute_effects, derive_effect, filter_observed
-from crmo_fhir.cohort.foci import compute_focality, derive_foci
+from crmo_fhir.cohort.foci import compute_focality, compute_focality_at_diagnosis, derive_foci
 from crmo_fhir.fhir.dates import PartialDate
 from crmo_fhir.model.parameters import Parameters
 from crmo_fhir.model.records import STRONGER_THAN_ORDERS
-from crmo_fhir.model.tables import ASSESSMENTS, ATTRITION, COURSES, FOCI, IMAGING, LAB, PATIENTS, rows_of
+from crmo_fhir.model.tables import ASSESSMENTS, ATTRITION, COURSES, FOCI, IMAGING, LAB, PATIENTS, rows_of, type_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +43,9 @@ def derive_cohort(
     children, attrition = filter_cohort(facts, parameters, as_of)
     by_person = {child.person: child for child in children}
     person_of = {record: child.person for child in children for record in child.records}
-    contacts = _contacts(facts["contact"], as_of)
+    listed = rows_of(facts["listed"])
+    contacts, refused = _contacts(facts["contact"], by_person, person_of, as_of)
+    listed += refused
     data_lock = parameters.data_lock or max((d for days in contacts.values() for d in days), default=None)
     last_contact = {
         c.person: max(
@@ -51,14 +53,15 @@ def derive_cohort(
         )
         for c in children
     }
-    censored = {c.person: _censored(c, data_lock, last_contact[c.person]) for c in children}
+    limits = {c.person: _censored(c, data_lock, last_contact[c.person]) for c in children}
+    censored = {person: day for person, (day, _) in limits.items()}
 
+    sites = _by_person(facts["site"], person_of)
     foci = derive_foci(rows_of(facts["site"]), person_of)
-    listed = rows_of(facts["listed"])
 
     exposures = {}
     for person, rows in _by_person(facts["exposure"], person_of).items():
-        exposures[person], refused = filter_exposures(rows, by_person[person], as_of)
+        exposures[person], refused = filter_exposures(rows, by_person[person], as_of, parameters)
         listed += refused
     orders_count = not any(type_counts.get(t) or source_counts.get(t) for t in STRONGER_THAN_ORDERS) and not any(
         row["rung"] != "order" for row in rows_of(facts["exposure"])
@@ -77,24 +80,35 @@ def derive_cohort(
         for course in own:
             if course.end is None and silent:
                 course.flags.add("stale")
-    imaging = {
-        person: [
-            row for row in rows if row["status"] not in {"entered-in-error", "cancelled", "registered", "not-done"}
-        ]
-        for person, rows in _by_person(facts["imaging"], person_of).items()
-    }
+    imaging, refused = _seen(facts["imaging"], "imaging", by_person, person_of, as_of)
+    imaging = {person: [row for row in rows if _is_study(row)] for person, rows in imaging.items()}
+    listed += refused
+    readings, refused = _seen(facts["observed"], "assessment", by_person, person_of, as_of)
+    listed += refused
     observed = {}
-    for person, rows in _by_person(facts["observed"], person_of).items():
+    for person, rows in readings.items():
         observed[person], refused = filter_observed(rows)
         listed += refused
     attributed = attribute_effects(observed, courses, imaging, parameters)
     judged, assessments = derive_effect(courses, attributed, parameters)
 
     focus_count = Counter(focus["person"] for focus in foci)
-    patients = [_patient_row(c, focus_count[c.person], last_contact[c.person], censored[c.person]) for c in children]
+    patients = [
+        {
+            **_patient_row(c, focus_count[c.person], last_contact[c.person]),
+            "focality_at_diagnosis": compute_focality_at_diagnosis(
+                c.person, sites.get(c.person, []), person_of, c.diagnosis
+            ),
+            "censored": limits[c.person][0],
+            "censored_by": limits[c.person][1],
+        }
+        for c in children
+    ]
+    measured, refused = _seen(facts["lab"], "lab", by_person, person_of, as_of)
+    listed += refused
     labs = [
         {**row, "patient": person}
-        for person, rows in _by_person(facts["lab"], person_of).items()
+        for person, rows in measured.items()
         for row in rows
         if row["status"] not in {"entered-in-error", "cancelled"}
     ]
@@ -127,22 +141,70 @@ def _by_person(frame: "pd.DataFrame", person_of: Mapping[str, str]) -> dict[str,
     return found
 
 
-def _contacts(frame: "pd.DataFrame", as_of: date) -> dict[str, list[date]]:
-    """Days of contact by Patient record; a partial date counts as its point, and a day after the extraction not at all."""
+def _contacts(
+    frame: "pd.DataFrame", by_person: Mapping[str, Child], person_of: Mapping[str, str], as_of: date
+) -> tuple[dict[str, list[date]], list[Row]]:
+    """Days of contact by Patient record, and the visits that cannot be.
+
+    A partial date counts as its point, a day after the extraction or the death not at all.
+    """
     found: dict[str, list[date]] = defaultdict(list)
+    refused = []
     for row in rows_of(frame):
         day = partial(row, "date")
-        if day is not None and day.point <= as_of:
-            found[row["patient"]].append(day.point)
-    return found
+        if day is None or day.point > as_of:
+            continue
+        child = by_person.get(person_of.get(row["patient"], ""))
+        if child and (reason := compute_contradiction(day, child, as_of)):
+            if type_of(row["source"]) == "Encounter":  # other records are refused where they are read
+                refused.append(_refused(row["source"], row, reason))
+            continue
+        found[row["patient"]].append(day.point)
+    return found, refused
 
 
-def _censored(child: Child, data_lock: date | None, last_contact: date | None) -> date:
-    limits = [d for d in (data_lock, last_contact, child.death.point if child.death else None) if d is not None]
-    return min(limits, default=child.diagnosis.point)
+def _seen(
+    frame: "pd.DataFrame", key: str, by_person: Mapping[str, Child], person_of: Mapping[str, str], as_of: date
+) -> tuple[dict[str, list[Row]], list[Row]]:
+    """What was seen in each child, and the records that cannot be: before birth, after death, in the future."""
+    kept: dict[str, list[Row]] = defaultdict(list)
+    refused = []
+    for person, rows in _by_person(frame, person_of).items():
+        for row in rows:
+            if reason := compute_contradiction(partial(row, "date"), by_person[person], as_of):
+                refused.append(_refused(row[key], row, reason))
+            else:
+                kept[person].append(row)
+    return kept, refused
 
 
-def _patient_row(child: Child, focus_count: int, last_contact: date | None, censored: date) -> Row:
+def _refused(source: str, row: Row, reason: str) -> Row:
+    return {"source": source, "resource_type": type_of(source), "patient": row["patient"], "reason": reason}
+
+
+NO_STUDY = {"entered-in-error", "cancelled", "registered", "not-done"}
+NO_REPORT = {"preliminary", "partial"}
+
+
+def _is_study(row: Row) -> bool:
+    """Whether an MR study was done, and where only a report tells of it, whether that is final (edge case E32)."""
+    if type_of(row["imaging"]) == "DiagnosticReport" and row["status"] in NO_REPORT:
+        return False
+    return row["status"] not in NO_STUDY
+
+
+def _censored(child: Child, data_lock: date | None, last_contact: date | None) -> tuple[date, str]:
+    """The day up to which a child is observed, and what ends it (edge cases E17, E43)."""
+    limits = (
+        (child.death.point if child.death else None, "death"),
+        (data_lock, "data lock"),
+        (last_contact, "last contact"),
+    )
+    known = [(day, reason) for day, reason in limits if day is not None]
+    return min(known, key=lambda limit: limit[0], default=(child.diagnosis.point, "diagnosis"))
+
+
+def _patient_row(child: Child, focus_count: int, last_contact: date | None) -> Row:
     def ends(name: str, when: PartialDate | None) -> Row:
         return {f"{name}_low": when.low if when else None, f"{name}_high": when.high if when else None}
 
@@ -153,13 +215,13 @@ def _patient_row(child: Child, focus_count: int, last_contact: date | None, cens
         **ends("diagnosis", child.diagnosis),
         "diagnosis_source": child.diagnosis_source,
         "age_at_diagnosis": (child.diagnosis.point - child.birth.point).days / 365.25 if child.birth else None,
+        "delay_days": max((child.diagnosis.point - child.onset.point).days, 0) if child.onset else None,
         "sapho": child.sapho,
         "sapho_at_diagnosis": child.sapho_at_diagnosis,
         "focus_count": focus_count,
         "focality": compute_focality(focus_count),
         **ends("death", child.death),
         "last_contact": last_contact,
-        "censored": censored,
         "sources": sorted({*child.records, *child.conditions}),
     }
 

@@ -6,15 +6,15 @@ start. Effect and retention are independent: nothing here looks at an effect.
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from itertools import pairwise
 from typing import Any
 
 from crmo_fhir.cohort.criteria import Child, Row, partial
-from crmo_fhir.fhir.dates import PartialDate
+from crmo_fhir.fhir.dates import PartialDate, add_months
 from crmo_fhir.model.parameters import Parameters
-from crmo_fhir.model.tables import RUNGS
+from crmo_fhir.model.tables import REASONS, RUNGS
 
 ESCALATIONS = frozenset(
     {
@@ -53,11 +53,20 @@ class Exposure:
     status: str
     start: date
     end: date | None
-    exact: bool
+    began: PartialDate
+    ended: PartialDate | None
     given_once: bool
     indications: tuple[str, ...]
     stop_reasons: tuple[str, ...]
+    stated: date | None
+    dose: str | None
+    product: str | None
     request: str | None
+
+    @property
+    def exact(self) -> bool:
+        """Whether both ends are days, not partial dates."""
+        return self.began.exact and (self.ended is None or self.ended.exact)
 
     @property
     def last(self) -> date:
@@ -98,7 +107,9 @@ class Course:
         return f"{self.person}/{self.drug_class}-{tail}"
 
 
-def filter_exposures(rows: Iterable[Row], child: Child, as_of: date) -> tuple[list[Exposure], list[Row]]:
+def filter_exposures(
+    rows: Iterable[Row], child: Child, as_of: date, parameters: Parameters
+) -> tuple[list[Exposure], list[Row]]:
     """The usable exposures of one child, and what was refused with its reason (edge cases E12, E15, E16, E43).
 
     A record whose status says it was not taken is left out; one that contradicts itself (end before start, start before
@@ -113,6 +124,8 @@ def filter_exposures(rows: Iterable[Row], child: Child, as_of: date) -> tuple[li
         if reason or start is None:
             listed.append({**_named(row), "reason": reason or "no start date"})
             continue
+        first = _first_day(start, child, parameters)
+        stated = partial(row, "reason")
         usable.append(
             Exposure(
                 source=row["source"],
@@ -121,12 +134,16 @@ def filter_exposures(rows: Iterable[Row], child: Child, as_of: date) -> tuple[li
                 drug_class=row["drug_class"],
                 taken=row["taken"],
                 status=row["status"],
-                start=start.point,
-                end=_end(row, start, end),
-                exact=start.exact and (end is None or end.exact),
+                start=first,
+                end=_end(row, first, end, child, parameters),
+                began=start,
+                ended=end,
                 given_once=row["given_once"],
                 indications=tuple(row["indications"]),
                 stop_reasons=tuple(row["stop_reasons"]),
+                stated=stated.low if stated else None,
+                dose=row["dose"],
+                product=row["product"],
                 request=row["request"],
             )
         )
@@ -151,12 +168,24 @@ def _contradiction(start: PartialDate | None, end: PartialDate | None, child: Ch
     return None
 
 
-def _end(row: Row, start: PartialDate, end: PartialDate | None) -> date | None:
+def _first_day(start: PartialDate, child: Child, parameters: Parameters) -> date:
+    """The day that stands for the start, not before birth, nor before a diagnosis within the same interval (E15)."""
+    day = start.at(parameters.partial_dates)
+    limits = [child.birth.low] if child.birth else []
+    if parameters.partial_dates == "middle":
+        limits.append(child.diagnosis.point)
+    return max([day, *(limit for limit in limits if start.low <= limit <= start.high)])
+
+
+def _end(row: Row, start: date, end: PartialDate | None, child: Child, parameters: Parameters) -> date | None:
     if end is not None:
-        return max(end.point, start.point)
+        day = end.at(parameters.partial_dates)
+        if child.death and end.low <= child.death.high <= end.high:
+            day = min(day, child.death.high)
+        return max(day, start)
     if row["supply_days"]:
-        return start.point + timedelta(days=int(row["supply_days"]))
-    return start.point if row["rung"] == "dispense" or row["given_once"] else None
+        return start + timedelta(days=int(row["supply_days"]))
+    return start if row["rung"] == "dispense" or row["given_once"] else None
 
 
 def derive_courses(
@@ -180,6 +209,7 @@ def derive_courses(
             _describe(course, child, adverse_events.get(person, []), censored[person], parameters)
         _number(own)
         _flag_methotrexate(own, censored[person], parameters)
+        _flag_carry_over(own, censored[person], parameters)
         courses[person] = sorted(own, key=lambda c: (c.start, c.drug_class, c.agent, c.last))
     return courses
 
@@ -194,7 +224,8 @@ def _merge(person: str, exposures: list[Exposure], parameters: Parameters, *, or
         if strongest is None or (RUNGS[strongest] == "order" and not orders_count):
             continue
         holds = [e for e in own if e.taken == "on-hold"]
-        used[agent] = _interrupt([e for e in own if e.taken == "yes" and e.rung == RUNGS[strongest]], holds, parameters)
+        taken = [e for e in own if e.taken == "yes" and e.rung == RUNGS[strongest]]
+        used[agent] = _interrupt(_carry_stock(taken, parameters), holds, parameters)
     courses = []
     for agent, spans in used.items():
         others = [
@@ -206,11 +237,31 @@ def _merge(person: str, exposures: list[Exposure], parameters: Parameters, *, or
         ]
         merged = _join(person, spans, others, parameters)
         for course in merged:
-            taken = {e.source for e in course.members}
-            course.context = [e for e in by_agent[agent] if e.source not in taken and _concerns(e, course, merged)]
+            members = {e.source for e in course.members}
+            course.context = [e for e in by_agent[agent] if e.source not in members and _concerns(e, course, merged)]
             course.indication = _indication(course)
         courses.extend(merged)
     return courses
+
+
+def _carry_stock(taken: list[Exposure], parameters: Parameters) -> list[Exposure]:
+    """Dispenses with what is left of the one before added to their supply, up to a limit (edge case E51).
+
+    Two dispenses of one day and one supply are one that is recorded twice.
+    """
+    carried: list[Exposure] = []
+    last, seen = date.min, dict[tuple[date, date], date]()
+    for exposure in sorted(taken, key=lambda e: (e.start, e.last, e.source)):
+        if exposure.rung != "dispense" or exposure.end is None:
+            carried.append(exposure)
+            continue
+        own = (exposure.start, exposure.end)
+        if own not in seen:
+            left = min(max((last - exposure.start).days, 0), parameters.hoarding_days)
+            seen[own] = exposure.end + timedelta(days=left)
+            last = max(last, seen[own])
+        carried.append(replace(exposure, end=seen[own]))
+    return carried
 
 
 Span = tuple[date, date, Exposure]
@@ -240,18 +291,29 @@ def _interrupt(taken: list[Exposure], holds: list[Exposure], parameters: Paramet
 
 def _join(person: str, spans: list[Span], others: list[tuple[date, date]], parameters: Parameters) -> list[Course]:
     courses: list[Course] = []
-    last = date.min
+    last, ended = date.min, None
     for start, stop, exposure in spans:
         gap = (start - last).days if courses else 0
+        unsure = bool(courses) and _is_gap_undetermined(ended, exposure.began, parameters)
         switched = gap > 0 and any(a > courses[-1].start and a <= start and b > last for a, b in others)
         if courses and gap < parameters.gap_days and not switched:
             courses[-1].members.append(exposure)
-            last = max(last, stop)
+            last, ended = max((last, ended), (stop, exposure.ended), key=lambda end: end[0])
         else:
             courses.append(Course(person, exposure.agent, exposure.drug_class, start, None, exposure.rung, [exposure]))
-            last = stop
+            last, ended = stop, exposure.ended
         courses[-1].end = None if last == FOREVER else last
+        if unsure:
+            courses[-1].flags.add("undetermined by partial dates: gap")
     return courses
+
+
+def _is_gap_undetermined(ended: PartialDate | None, began: PartialDate, parameters: Parameters) -> bool:
+    """Whether partial dates leave open if a gap begins a new course (edge case E15)."""
+    if ended is None or (ended.exact and began.exact):
+        return False
+    least, most = (began.low - ended.high).days, (began.high - ended.low).days
+    return least < parameters.gap_days <= most
 
 
 def _concerns(exposure: Exposure, course: Course, siblings: list[Course]) -> bool:
@@ -291,14 +353,21 @@ def _describe(course: Course, child: Child, events: list[Row], censored: date, p
         course.stop_reason = "ongoing"  # supplied or infused beyond the last contact: nothing says that it stopped
     if course.indication == "other":
         course.left_out = "other disease"
+    elif course.indication == "missing" and parameters.require_indication:
+        course.left_out = "indication not recorded"
     elif (child.diagnosis.point - course.start).days > parameters.prevalent_days:
         course.left_out = "begun before the diagnosis"
     elif course.start < child.diagnosis.point:
         course.flags.add("begun shortly before the diagnosis")
     if course.indication == "missing":
         course.flags.add("indication not recorded")
+    if course.indication == "both":
+        course.flags.add("also for another disease")
     if not all(e.exact for e in course.members):
         course.flags.add("partial date")
+        course.flags |= _undetermined(course, child, censored, parameters)
+    if len(_history(course, "product")) > 1:
+        course.flags.add("non-medical switch")
     if course.rung == "order":
         course.flags.add("from orders")
     if course.end is None:
@@ -308,6 +377,34 @@ def _describe(course: Course, child: Child, events: list[Row], censored: date, p
             course.flags.add("begun after the last contact")
 
 
+def _undetermined(course: Course, child: Child, censored: date, parameters: Parameters) -> set[str]:
+    """The tests of a course that its partial dates leave open; the point estimate then decides (edge case E15)."""
+    first = min(course.members, key=lambda e: (e.start, e.began)).began
+    final = max(course.members, key=lambda e: (e.last, e.began))
+    last = final.ended if final.ended and course.end == final.end else None
+    end_low, end_high = (last.low, last.high) if last else (course.end or censored, course.end or censored)
+    needed = parameters.min_exposure_nsaid_days if course.drug_class == "NSAID" else parameters.min_exposure_days
+    tests = {
+        "begun before the diagnosis": (
+            (child.diagnosis.low - first.high).days > parameters.prevalent_days,
+            (child.diagnosis.high - first.low).days > parameters.prevalent_days,
+        ),
+        "minimum exposure": ((end_low - first.high).days >= needed, (end_high - first.low).days >= needed),
+    }
+    return {f"undetermined by partial dates: {name}" for name, (least, most) in tests.items() if least != most}
+
+
+def _history(course: Course, name: str) -> list[tuple[date, str]]:
+    """What was recorded of a course over time (`dose`, `product`): each change with its day."""
+    told: list[tuple[date, str]] = []
+    for day, value in sorted(
+        {(max(e.start, course.start), str(getattr(e, name))) for e in course.members if getattr(e, name)}
+    ):
+        if not told or told[-1][1] != value:
+            told.append((day, value))
+    return told
+
+
 def _stop_reason(course: Course, events: list[Row], parameters: Parameters) -> str:
     """The class of the reason a course ended for; a missing reason is `unknown`, never failure (edge case E29)."""
     if course.end is None:
@@ -315,13 +412,8 @@ def _stop_reason(course: Course, events: list[Row], parameters: Parameters) -> s
     records = course.members + course.context
     final = max(e.start for e in course.members)
     asked = {e.request for e in course.members if e.start == final} - {None}
-    near = {
-        reason
-        for e in records
-        if (e.last if e.end else e.start) >= final or e.source in asked
-        for reason in e.stop_reasons
-    }
-    reasons = near or {reason for e in course.context for reason in e.stop_reasons}
+    near = [e for e in records if (e.last if e.end else e.start) >= final or e.source in asked]
+    told = _told_reasons(near, course.end, parameters) or _told_reasons(course.context, course.end, parameters)
     known = {e.source for e in records}
     grace = timedelta(days=parameters.reason_days)
     if any(
@@ -330,11 +422,23 @@ def _stop_reason(course: Course, events: list[Row], parameters: Parameters) -> s
         and course.end - grace <= when.point <= course.end + grace
         for event in events
     ):
-        reasons = reasons | {"adverse_event"}
-    if {"adverse_event", "inefficacy"} <= reasons:
-        return "both"
-    order = ("inefficacy", "adverse_event", "remission", "patient_choice", "other")
-    return next((reason for reason in order if reason in reasons), "unknown")
+        told = ["adverse_event", *told]
+    reasons = set(told)
+    first = "both" if {"adverse_event", "inefficacy"} <= reasons else next(iter(told), "unknown")
+    rest = reasons - ({"adverse_event", "inefficacy"} if first == "both" else {first})
+    course.flags |= {f"another stop reason: {reason}" for reason in rest}
+    return first
+
+
+def _told_reasons(records: list[Exposure], end: date, parameters: Parameters) -> list[str]:
+    """The reasons that records give, the first recorded first; one stated too long after the stop is none (E29)."""
+    told = []
+    for record in records:
+        stated = max(record.stated or date.min, record.end or end)
+        if record.stated and (record.stated - end).days > parameters.reason_days:
+            continue
+        told += [(stated, place, REASONS.index(reason), reason) for place, reason in enumerate(record.stop_reasons)]
+    return list(dict.fromkeys(reason for *_, reason in sorted(told)))
 
 
 def _number(courses: list[Course]) -> None:
@@ -364,6 +468,17 @@ def _flag_methotrexate(courses: list[Course], censored: date, parameters: Parame
             )
 
 
+def _flag_carry_over(courses: list[Course], censored: date, parameters: Parameters) -> None:
+    """A bisphosphonate stays in the bone: what begins soon after it may be credited with its effect (edge case E22)."""
+    given = [c for c in courses if c.drug_class == "BP"]
+    for course in courses:
+        since = add_months(course.start, -parameters.carry_over_months)
+        if course.drug_class != "BP" and any(
+            c.start < course.start and (c.end or max(censored, c.start)) >= since for c in given
+        ):
+            course.flags.add("bisphosphonate carry-over")
+
+
 def course_rows(courses: Mapping[str, list[Course]], judged: Mapping[str, dict[str, Any]]) -> list[Row]:
     """Rows of the table `courses`; `judged` adds the columns of effect by course name."""
     return [
@@ -383,6 +498,8 @@ def course_rows(courses: Mapping[str, list[Course]], judged: Mapping[str, dict[s
             "left_out": c.left_out,
             "co_mtx": c.co_mtx,
             "flags": sorted(c.flags),
+            "doses": [f"{day.isoformat()}: {dose}" for day, dose in _history(c, "dose")],
+            "products": list(dict.fromkeys(product for _, product in _history(c, "product"))),
             "sources": sorted({e.source for e in c.members}),
             **judged[c.name],
         }

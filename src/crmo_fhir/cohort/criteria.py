@@ -33,6 +33,7 @@ class Child:
     death: PartialDate | None
     diagnosis: PartialDate
     diagnosis_source: str
+    onset: PartialDate | None
     conditions: tuple[str, ...]
     sapho: bool
     sapho_at_diagnosis: str
@@ -57,6 +58,19 @@ class Attrition:
 def partial(row: Row, name: str) -> PartialDate | None:
     """The partial date in the columns `name_low`, `name_high`."""
     return PartialDate(row[f"{name}_low"], row[f"{name}_high"]) if row[f"{name}_low"] is not None else None
+
+
+def compute_contradiction(when: PartialDate | None, child: Child, as_of: date) -> str | None:
+    """Why a record of what was seen in a child cannot be (edge cases E16, E43): it is refused and listed, never moved."""
+    if when is None:
+        return None
+    if when.low > as_of:
+        return "in the future"
+    if child.birth is not None and when.high < child.birth.low:
+        return "before birth"
+    if child.death is not None and when.low > child.death.high:
+        return "after death"
+    return None
 
 
 def derive_persons(patients: Iterable[str], links: Iterable[Row]) -> dict[str, str]:
@@ -228,6 +242,7 @@ def filter_cohort(
                 death=earliest(deaths) if deaths else None,
                 diagnosis=diagnosis[person],
                 diagnosis_source=first["date_source"] or "",
+                onset=_onset(verdicts[person][1], diagnosis[person]),
                 conditions=tuple(sorted(c["condition"] for c in verdicts[person][1])),
                 sapho=has_sapho,
                 sapho_at_diagnosis=at_diagnosis,
@@ -261,6 +276,12 @@ def _too_old(birth: PartialDate | None, diagnosis: PartialDate, limit: int) -> s
     if diagnosis.low >= birthday(birth.high, limit):
         return f"{limit} or older at diagnosis"
     return "undetermined: partial date of birth or diagnosis"
+
+
+def _onset(conditions: list[Row], diagnosis: PartialDate) -> PartialDate | None:
+    """The earliest onset recorded by the confirmed Conditions; one after the diagnosis is none (edge case E38)."""
+    told = [when for c in conditions if (when := partial(c, "onset")) and when.low <= diagnosis.high]
+    return earliest(told) if told else None
 
 
 def _survivor_first(person: str, records: list[str]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from crmo_fhir.cohort.courses import ESCALATIONS, FOREVER, Course
 from crmo_fhir.cohort.criteria import Row, partial
+from crmo_fhir.fhir.dates import PartialDate
 from crmo_fhir.model.parameters import Parameters
 
 NO_READING = {
@@ -35,6 +36,7 @@ class Attributed:
     course: Course | None
     attribution: str
     reason: str | None
+    issued: date | None = None
 
 
 def filter_observed(rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
@@ -75,15 +77,53 @@ def attribute_effects(
 
 
 def _attribute(person: str, row: Row, courses: list[Course], imaging: list[Row], parameters: Parameters) -> Attributed:
-    when = partial(row, "date")
-    day = when.point if when else None
+    """The verdict of the day; a partial date counts only where each day it may be has the same one (edge case E15)."""
+    when, issued = partial(row, "date"), partial(row, "issued")
+    days = _days(row, when, courses, parameters)
+    told = [_judge(row, day, courses, imaging, parameters) for day in days]
+    course, how, reason = told[0]
+    if any(other is not course for other, _, _ in told):
+        course, how, reason = None, "unattributed", "undetermined: partial date"
+    return Attributed(
+        row["assessment"],
+        person,
+        row["kind"],
+        row["value"],
+        days[0],
+        course,
+        how,
+        reason,
+        issued.low if issued else None,
+    )
 
-    def answer(course: Course | None, how: str, reason: str | None = None) -> Attributed:
-        return Attributed(row["assessment"], person, row["kind"], row["value"], day, course, how, reason)
+
+def _days(row: Row, when: PartialDate | None, courses: list[Course], parameters: Parameters) -> list[date | None]:
+    """The day that stands for an assessment, then the ends of its partial date, as far as its link lets it be there."""
+    if when is None or when.exact:
+        return [when.low if when else None]
+    day, low, high = when.at(parameters.partial_dates), when.low, when.high
+    linked, _ = _linked(row, courses, day)
+    if linked is not None:
+        latest = FOREVER if linked.end is None else linked.end + timedelta(days=parameters.link_days)
+        if max(low, linked.start) <= min(high, latest):
+            low, high = max(low, linked.start), min(high, latest)
+    return [min(max(day, low), high), low, high]
+
+
+def _judge(
+    row: Row, day: date | None, courses: list[Course], imaging: list[Row], parameters: Parameters
+) -> tuple[Course | None, str, str | None]:
+    """The course that an assessment seen on a day judges, how, and why none."""
+
+    def answer(course: Course | None, how: str, reason: str | None = None) -> tuple[Course | None, str, str | None]:
+        return course, how, reason
 
     linked, unknown = _linked(row, courses, day)
     if unknown:
         return answer(None, "unattributed", "linked to a record that makes no course")
+    studies = _compared(row, imaging)
+    if len(studies) > 1 and not _covers(studies[-1], studies[0]):
+        return answer(None, "unattributed", "the MR studies compared cover different regions")
     if linked is not None:
         if day is not None and (day - linked.last).days > parameters.link_days:
             return answer(None, "unattributed", "late: long after the stop")
@@ -98,14 +138,16 @@ def _attribute(person: str, row: Row, courses: list[Course], imaging: list[Row],
     if row["kind"] == "clinical":
         fitting = [c for c in counted if c.start <= day <= _window_end(c, courses, parameters.clinical_grace_days)]
     else:
-        baseline, day = _compared(row, imaging, day)
+        dates = [d.point for study in studies if (d := partial(study, "date"))]
+        baseline, day = (studies[0] if len(dates) > 1 else None), (dates[-1] if dates else day)
+        seen = studies[-1:] or [study for study in imaging if (d := partial(study, "date")) and d.point == day]
         fitting = [
             c
             for c in counted
             if c.start + timedelta(days=parameters.mri_followup_min_days)
             <= day
             <= _window_end(c, courses, parameters.mri_grace_days)
-            and _has_baseline(c, baseline, imaging, parameters)
+            and _has_baseline(c, [baseline] if baseline else imaging, seen, parameters)
         ]
     fitting = [c for c in fitting if not _locked(c, courses, day)]
     if not fitting:
@@ -161,20 +203,35 @@ def _window_end(course: Course, courses: list[Course], grace: int) -> date:
     return min(stop, compute_escalation(course, courses) or FOREVER)
 
 
-def _compared(row: Row, imaging: list[Row], day: date) -> tuple[date | None, date]:
-    """Baseline and follow-up of an MRI judgement: the first and last of the studies it compares."""
-    dates = sorted(d.point for i in imaging if i["imaging"] in row["derived_from"] and (d := partial(i, "date")))
-    if len(dates) > 1:
-        return dates[0], dates[-1]
-    return None, dates[0] if dates else day
+def _compared(row: Row, imaging: list[Row]) -> list[Row]:
+    """The dated studies that an MRI judgement compares, the baseline first and the follow-up last."""
+    dated = [
+        (d.point, study["imaging"], study)
+        for study in imaging
+        if study["imaging"] in row["derived_from"] and (d := partial(study, "date"))
+    ]
+    return [study for *_, study in sorted(dated, key=lambda s: s[:2])]
 
 
-def _has_baseline(course: Course, baseline: date | None, imaging: list[Row], parameters: Parameters) -> bool:
+def _covers(later: Row, earlier: Row) -> bool:
+    """Whether a follow-up shows the regions of its baseline, as far as they are recorded (edge case E34)."""
+    if later["whole_body"] or not later["regions"]:
+        return True
+    if earlier["whole_body"]:
+        return False
+    return set(earlier["regions"]) <= set(later["regions"])
+
+
+def _has_baseline(course: Course, baselines: list[Row], seen: list[Row], parameters: Parameters) -> bool:
+    """Whether one of the baselines lies in the window of the course and in the regions of the follow-up `seen`."""
     low = course.start - timedelta(days=parameters.mri_baseline_before_days)
     high = course.start + timedelta(days=parameters.mri_baseline_after_days)
-    if baseline is not None:
-        return low <= baseline <= high
-    return any((d := partial(i, "date")) is not None and low <= d.point <= high for i in imaging)
+    return any(
+        (d := partial(b, "date")) is not None
+        and low <= d.point <= high
+        and (not seen or any(_covers(study, b) for study in seen))
+        for b in baselines
+    )
 
 
 def derive_effect(
@@ -191,6 +248,7 @@ def derive_effect(
             found = by_course[course.name]
             clinical = _primary([a for a in found if a.kind == "clinical"])
             mri = _primary([a for a in found if a.kind == "mri"])
+            course.flags |= _flags(course, own, found, clinical, parameters)
             primary |= {a.assessment for a in (clinical, mri) if a is not None}
             clinically = [a for a in found if a.kind == "clinical" and a.value != "not-evaluable"]
             reason = _not_evaluable(course, clinical, parameters)
@@ -207,8 +265,6 @@ def derive_effect(
                 "not_evaluable_reason": reason,
                 "mri": mri.value if mri else None,
                 "mri_judged": mri.value if mri else None,
-                "doses": [],
-                "products": [],
                 "assessments": sorted(a.assessment for a in found),
             }
     rows = [
@@ -234,9 +290,34 @@ def _favourable(value: str) -> bool:
 
 
 def _primary(found: list[Attributed]) -> Attributed | None:
-    """The last judgement; of several on that day the unfavourable one."""
+    """The last judgement; of several on that day the one issued last, else the unfavourable one (edge case E32)."""
     answered = [a for a in found if a.value != "not-evaluable"]
-    return max(answered, key=lambda a: (a.when or date.min, not _favourable(a.value), a.assessment), default=None)
+    return max(
+        answered,
+        key=lambda a: (a.when or date.min, a.issued or date.min, not _favourable(a.value), a.assessment),
+        default=None,
+    )
+
+
+def _flags(
+    course: Course, own: list[Course], found: list[Attributed], clinical: Attributed | None, parameters: Parameters
+) -> set[str]:
+    """What a reader should know of the judgements of a course (edge cases E21, E25, E32)."""
+    flags = set()
+    answers = [a for a in found if a.value != "not-evaluable"]
+    if len({a.value for a in answers if a.kind == "clinical"}) > 1:
+        flags.add("judgements differ")
+    readings: dict[date | None, set[str]] = defaultdict(set)
+    for a in answers:
+        if a.kind == "mri":
+            readings[a.when].add(a.value)
+    if any(len(values) > 1 for values in readings.values()):
+        flags.add("readers disagree")
+    if clinical is not None and clinical.when is not None and course.drug_class != "GC":
+        since = clinical.when - timedelta(days=parameters.confounded_days)
+        if any(c.drug_class == "GC" and c.start <= clinical.when and c.last >= since for c in own):
+            flags.add("judged under a glucocorticoid")
+    return flags
 
 
 def _nearest(found: list[Attributed], target: date) -> str | None:

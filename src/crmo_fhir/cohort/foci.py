@@ -4,6 +4,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from crmo_fhir.cohort.criteria import partial
+from crmo_fhir.fhir.dates import PartialDate
+
 COUNTED = {"confirmed", "final", "amended", "corrected", "preliminary"}
 SIDES = {"left": ("left",), "right": ("right",), "both": ("left", "right"), None: (None,)}
 
@@ -32,3 +35,21 @@ def derive_foci(sites: Iterable[Mapping[str, Any]], person_of: Mapping[str, str]
 def compute_focality(focus_count: int) -> str:
     """Unifocal for one focus, multifocal for more, unknown where the records name none."""
     return "unknown" if focus_count == 0 else "unifocal" if focus_count == 1 else "multifocal"
+
+
+def compute_focality_at_diagnosis(
+    person: str, sites: Iterable[Mapping[str, Any]], person_of: Mapping[str, str], diagnosis: PartialDate
+) -> str:
+    """Focality of the sites recorded by the date of diagnosis; unknown where partial or missing dates cannot tell (E47)."""
+    certain, possible = [], []
+    for site in sites:
+        when = partial(dict(site), "date")
+        if when is None or when.low <= diagnosis.high:
+            possible.append(site)
+            if when is not None and (when == diagnosis or when.high <= diagnosis.low):
+                certain.append(site)
+    told = {
+        compute_focality(sum(focus["person"] == person for focus in derive_foci(some, person_of)))
+        for some in (certain, possible)
+    }
+    return told.pop() if len(told) == 1 else "unknown"

@@ -39,6 +39,10 @@ class PartialDate:
             return self.low.replace(month=7, day=1)
         return self.low + timedelta(days=days // 2)
 
+    def at(self, estimate: str) -> date:
+        """The day that stands for the date: its `middle` (the point estimate), `earliest` or `latest`."""
+        return {"earliest": self.low, "latest": self.high}.get(estimate, self.point)
+
     def within(self, since: date | None, until: date | None) -> bool | None:
         """Whether the date lies in [since, until], both ends included; None where the interval cannot decide."""
         inside_low = since is None or self.low >= since

@@ -18,7 +18,7 @@ from crmo_fhir.fhir.references import Identifier, Key, parse, resolve
 from crmo_fhir.mapping.query import open_view, run_by_base
 from crmo_fhir.mapping.units import convert
 from crmo_fhir.model.records import RawFile
-from crmo_fhir.model.tables import FACTS, SEXES, UNSPECIFIED
+from crmo_fhir.model.tables import FACTS, SEXES, UNSPECIFIED, type_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,8 +49,11 @@ TAKEN = {
     "Procedure": {"completed", "in-progress", "stopped", "unknown"},
 }
 """Statuses that mean the drug was taken, given or (for orders) meant to be (edge cases E10 to E14)."""
+DOSE_TEXT = 80
+"""So many characters of a dosage in words are kept."""
 NO_ORDER = {"proposal", "plan", "option"}
-NOT_TAKING = {"not-taking", "stopped-not-as-directed"}
+NOT_TAKING = {"not-taking"}
+"""R5 adherence that says a drug was not taken; `stopped` and its kinds say that it was taken before (edge case E14)."""
 ON_HOLD = {"MedicationStatement", "MedicationRequest"}
 
 
@@ -157,11 +160,6 @@ class _Reader:
         """Count codes that no map placed (the text, where there is no code at all)."""
         entries = {(c.system or "", c.code or "", c.display or "", resource_type) for c in codings}
         self.unmapped.update(entries or ({("", "", text, resource_type)} if text else ()))
-
-
-def type_of(key: str) -> str:
-    """The resource type in a key (`Type/id`, behind the base for a record of another base)."""
-    return key.rsplit("/", 2)[-2]
 
 
 def ends(name: str, when: PartialDate | None) -> Row:
@@ -319,11 +317,12 @@ def _conditions(
     for row in rows:
         patient, verification = reader.patient(row), _verification(reader, row)
         coded = [coding_of(c) for c in codings.get(row["key"], ())]
+        onset = reader.date(row, "onset_datetime", "onset_start")
         when, source = reader.date(row, "recorded_date"), "recordedDate"
         if when is None and (encounter := reader.reference(row, row["encounter"], "encounter")) in encounters:
             when, source = encounters[str(encounter)], "encounter"
         if when is None:
-            when, source = reader.date(row, "onset_datetime", "onset_start"), "onset"
+            when, source = onset, "onset"
         if verification != "entered-in-error":
             reader.seen(row["key"], patient, reader.date(row, "recorded_date"))
         found = [
@@ -345,6 +344,7 @@ def _conditions(
                     "verification": verification,
                     **ends("date", when),
                     "date_source": source if when else None,
+                    **ends("onset", onset),
                 }
             )
         if ("crmo", "code") in found:
@@ -358,6 +358,7 @@ def _conditions(
                             "bone": bone,
                             "side": own_side or side,
                             "status": verification,
+                            **ends("date", when),
                         }
                     )
     return conditions, sites
@@ -453,6 +454,9 @@ def _exposures(
                 ),
                 "indications": _indications(reader, row, diseases),
                 "stop_reasons": _stop_reasons(reader, resource_type, row),
+                **ends("reason", reader.date(row, "asserted")),
+                "dose": _dose(row),
+                "product": _product(reader, row, coded),
                 "request": _request(reader, row),
             }
 
@@ -514,15 +518,35 @@ def _stop_reasons(reader: _Reader, resource_type: str, row: Row) -> list[str]:
         return []
     reasons = reader.artifacts.concept_map("stop-reason")
     names = ["status_reason", "adherence_reason"] if "adherence_reason_code" in row else ["status_reason"]
-    codings = displayed(row, *names)
-    codings += [c for c in paired(row, *names) if all((c.system, c.code) != (d.system, d.code) for d in codings)]
-    found = {reason for coding in codings if (reason := reasons.translate(coding))}
+    with_display = {(c.system, c.code): c for c in displayed(row, *names)}
+    codings = [with_display.get((c.system, c.code), c) for c in paired(row, *names)]
     texts = [text for text in row["status_reason_text"] or () if text]
-    found |= {reason for text in texts if (reason := reasons.translate_text(text))}
+    told = [*(reasons.translate(coding) for coding in codings), *(reasons.translate_text(text) for text in texts)]
+    found = list(dict.fromkeys(reason for reason in told if reason))
     if not found:
         for text in texts or [None]:
             reader.not_placed(resource_type, codings, text)
-    return sorted(found)
+    return found
+
+
+def _dose(row: Row) -> str | None:
+    """The first dosage of a record: amount and interval where they are coded, else its words (edge case E07)."""
+    amount, unit = row.get("dose_value"), row.get("dose_unit") or row.get("dose_code")
+    if amount is None or not unit:
+        return " ".join(str(row.get("dose_text") or "").split())[:DOSE_TEXT] or None
+    dose = f"{float(amount):g} {unit}"
+    if row.get("dose_period") is None or not row.get("dose_period_unit"):
+        return dose
+    times = int(row.get("dose_frequency") or 1)
+    return f"{dose} {times} x / {float(row['dose_period']):g} {row['dose_period_unit']}"
+
+
+def _product(reader: _Reader, row: Row, codings: list[Coding]) -> str | None:
+    """The brand or biosimilar that the words of a drug name (edge case E08)."""
+    products = reader.artifacts.concept_map("product")
+    words = (row.get("medication_text"), row.get("medication_text_r5"), *(row.get("contained_text") or ()))
+    texts = [text for text in (*words, *(c.display for c in codings)) if text]
+    return next((product for text in texts if (product := products.translate_text(text))), None)
 
 
 def _request(reader: _Reader, row: Row) -> str | None:
@@ -570,7 +594,14 @@ def _observations(reader: _Reader, rows: Iterable[Row], drugs: set[str]) -> tupl
                 if row["value_boolean"] is not False:
                     for bone, side in _bones(reader, "Observation", paired(row, "site"), row["site_text"]):
                         sites.append(
-                            {"source": row["key"], "patient": patient, "bone": bone, "side": side, "status": status}
+                            {
+                                "source": row["key"],
+                                "patient": patient,
+                                "bone": bone,
+                                "side": side,
+                                "status": status,
+                                **ends("date", when),
+                            }
                         )
             elif analyte := next((a for c in coded if (a := analytes.translate(c))), None):
                 if lab := _lab(reader, row, patient, analyte, when):
@@ -602,6 +633,7 @@ def _judged(
         "status": row["status"] or "unknown",
         "value": values[0] if values else None,
         **ends("date", when),
+        **ends("issued", reader.date(row, "issued")),
         "part_of": medications("part_of", "partOf"),
         "focus": medications("focus", "focus"),
         "derived_from": reader.references(row, row["derived_from"] or (), "derivedFrom"),
@@ -633,7 +665,8 @@ def _lab(reader: _Reader, row: Row, patient: str | None, analyte: str, when: Par
 def _imaging(reader: _Reader, views: Mapping[str, list[Row]]) -> Iterator[Row]:
     """MR studies, from ImagingStudies and from Procedures and reports in the imaging value set."""
     mri, whole = reader.artifacts.value_set("mri-procedure"), reader.artifacts.value_set("mri-whole-body")
-    modality = reader.artifacts.value_set("mr-modality")
+    modality, places = reader.artifacts.value_set("mr-modality"), reader.artifacts.concept_map("mri-region")
+    bones = reader.artifacts.concept_map("bone")
     procedures = reader.codings("procedure_code")
 
     def study(row: Row, codings: list[Coding], *dates: str, is_mri: Callable[[Coding], bool]) -> Row | None:
@@ -647,17 +680,25 @@ def _imaging(reader: _Reader, views: Mapping[str, list[Row]]) -> Iterator[Row]:
             "patient": patient,
             "status": row["status"],
             "whole_body": any(whole.contains(c) for c in codings),
+            "regions": sorted(
+                {
+                    bone
+                    for c in codings
+                    if (place := places.translate(c) or bones.translate(c))
+                    for bone in place.split("-and-")
+                }
+            ),
             **ends("date", when),
         }
 
     for row in views["imaging_study"]:
         modalities = paired(row, "modality", "modality_r5", "series_modality", "series_modality_r5")
-        codes = paired(row, "procedure", "procedure_r5")
+        codes = paired(row, "procedure", "procedure_r5", "site", "site_r5")
         fits = modality.contains if modalities else mri.contains
         if found := study(row, modalities + codes, "started", is_mri=fits):
             yield found
     for row in views["procedure"]:
-        codes = [coding_of(c) for c in procedures.get(row["key"], ())]
+        codes = [*(coding_of(c) for c in procedures.get(row["key"], ())), *paired(row, "site")]
         if found := study(row, codes, "start", "start_datetime", "start_r5", "start_datetime_r5", is_mri=mri.contains):
             yield found
     for row in views["diagnostic_report"]:

@@ -46,7 +46,7 @@ class Parameters:
     hoarding_days: int = 90
     """Stock of a dispense that overlaps the next is carried over, at most this long (edge case E51)."""
     confounded_days: int = 30
-    """A glucocorticoid begun this shortly before a judgement confounds it: flagged (edge case E21)."""
+    """A systemic glucocorticoid given this shortly before a judgement confounds it: flagged (edge case E21)."""
     carry_over_months: int = 12
     """A bisphosphonate given this shortly before a course may still work: flagged (edge case E22)."""
     score_baseline_before_days: int = 90
@@ -58,9 +58,20 @@ class Parameters:
     """So many core items must be better by that much, and so many must be there at both times."""
     pedcno_worse_percent: int = 30
     """At most one of the other items may be worse by more than this."""
+    partial_dates: str = "middle"
+    """The day that stands for a partial date where one number is unavoidable: `middle`, `earliest` or `latest` (edge case E15)."""
+    require_indication: bool = False
+    """Whether a course without a recorded indication is out of the figures (edge case E19)."""
     bootstrap_samples: int = 2000
     """Samples of children for the bootstrap intervals; the seed is fixed."""
 
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "interval": ("wilson", "clopper-pearson"),
+    "effect_source": ("judged", "reviewed", "judged-or-reviewed", "derived"),
+    "partial_dates": ("middle", "earliest", "latest"),
+}
+"""The values of the parameters that are one of a few words."""
 
 SENSITIVITY: dict[str, tuple[object, ...]] = {
     "gap_days": (30, 60, 180),
@@ -68,6 +79,8 @@ SENSITIVITY: dict[str, tuple[object, ...]] = {
     "mri_grace_days": (0, 120),
     "min_exposure_days": (0, 28, 168),
     "min_exposure_nsaid_days": (0, 84),
+    "partial_dates": ("earliest", "latest"),
+    "require_indication": (True,),
     "effect_source": ("reviewed", "judged-or-reviewed", "derived"),
 }
 """What each headline figure is computed with besides: one rule changed at a time."""

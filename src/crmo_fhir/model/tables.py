@@ -101,6 +101,11 @@ def _dates(name: str, meaning: str) -> tuple[Column, Column]:
     )
 
 
+def type_of(key: str) -> str:
+    """The resource type in a key (`Type/id`, behind the base for a record of another base)."""
+    return key.rsplit("/", 2)[-2]
+
+
 def rows_of(frame: "pd.DataFrame") -> list[dict[str, Any]]:
     """The rows of a declared table as dicts."""
     return [dict(zip(frame.columns, values, strict=True)) for values in frame.itertuples(index=False, name=None)]
@@ -148,6 +153,7 @@ CONDITION = Table(
         Column("verification", "text", "verificationStatus; absent counts as confirmed", required=True),
         *_dates("date", "date of diagnosis"),
         Column("date_source", "text", "where the date stood", allowed=("recordedDate", "encounter", "onset")),
+        *_dates("onset", "onset as recorded"),
     ),
 )
 SITE = Table(
@@ -160,6 +166,7 @@ SITE = Table(
         Column("bone", "text", "bone, by concept map", required=True),
         Column("side", "text", "laterality", allowed=("left", "right", "both")),
         Column("status", "text", "verificationStatus or Observation.status", required=True),
+        *_dates("date", "date of the Condition or Observation"),
     ),
 )
 EXPOSURE = Table(
@@ -186,7 +193,12 @@ EXPOSURE = Table(
         Column("supply_days", "number", "days of supply of a dispense"),
         Column("intra_articular", "flag", "given into a joint, so not systemic", required=True),
         Column("indications", "texts", "among crmo, other; empty where none is recorded", required=True),
-        Column("stop_reasons", "texts", "reason classes recorded on the resource", required=True),
+        Column(
+            "stop_reasons", "texts", "reason classes recorded on the resource, in its order, codes first", required=True
+        ),
+        *_dates("reason", "when the record was last stated, and with it its reason"),
+        Column("dose", "text", "first dosage: amount and interval, else its words"),
+        Column("product", "text", "brand or biosimilar, by concept map"),
         Column("request", "text", "key of the MedicationRequest it fulfils"),
     ),
 )
@@ -213,6 +225,7 @@ OBSERVED = Table(
         Column("status", "text", "Observation.status", required=True),
         Column("value", "text", "its answer by concept map; empty where it could not be placed", allowed=EFFECTS),
         *_dates("date", "date of the assessment"),
+        *_dates("issued", "when this version of the answer was issued"),
         Column("part_of", "texts", "keys of medication resources named by partOf", required=True),
         Column("focus", "texts", "keys of medication resources named by focus", required=True),
         Column("derived_from", "texts", "keys of the ImagingStudies compared", required=True),
@@ -242,6 +255,9 @@ IMAGING = Table(
         Column("patient", "text", "key of its Patient; key of the person in STUDY/cohort"),
         Column("status", "text", "status as found"),
         Column("whole_body", "flag", "whole-body MRI", required=True),
+        Column(
+            "regions", "texts", "bones that a regional study covers; empty where nothing is recorded", required=True
+        ),
         *_dates("date", "date of the study"),
     ),
 )
@@ -304,6 +320,7 @@ PATIENTS = Table(
         *_dates("diagnosis", "date of diagnosis"),
         Column("diagnosis_source", "text", "where the date stood", required=True),
         Column("age_at_diagnosis", "number", "years, from the point estimates"),
+        Column("delay_days", "count", "diagnostic delay: from onset to diagnosis, from the point estimates"),
         Column("sapho", "flag", "SAPHO ever", required=True),
         Column(
             "sapho_at_diagnosis",
@@ -314,9 +331,17 @@ PATIENTS = Table(
         ),
         Column("focus_count", "count", "distinct foci ever", required=True),
         Column("focality", "text", "one focus or several, ever", required=True, allowed=FOCALITIES),
+        Column(
+            "focality_at_diagnosis",
+            "text",
+            "one focus or several by the date of diagnosis",
+            required=True,
+            allowed=FOCALITIES,
+        ),
         *_dates("death", "date of death"),
         Column("last_contact", "day", "last day with a record"),
         Column("censored", "day", "min(data lock, death, last contact)"),
+        Column("censored_by", "text", "which of them", allowed=("death", "last contact", "data lock", "diagnosis")),
         Column("sources", "texts", "keys of the Patients and Conditions", required=True),
     ),
 )
