@@ -165,6 +165,21 @@ BONES = {
 }
 SIDES = {"left": "7771000", "right": "24028007", "both": "51440002"}
 SUFFIX = {"right": "+TUL1", "left": "+TUL2", "both": "+TUL3"}
+MR_CODES = {  # what a study covers, and the codes that say so; the first is also told by the site of its series
+    frozenset(["all"]): [(SKS, "UXMH00"), (SNOMED, "426252008"), (LOINC, "46358-8")],
+    frozenset(["femur"]): [(SKS, "UXMG20")],
+    frozenset(["clavicle"]): [(SKS, "UXMC20")],
+    frozenset(["tibia", "fibula"]): [(SKS, "UXMG30")],
+    frozenset(): [(SNOMED, "113091000"), (LOINC, "25056-3"), ("http://example.org/local", "MR9")],
+}
+COVERED = [
+    *[frozenset[str]()] * 4,
+    *[frozenset(["all"])] * 4,
+    frozenset(["femur"]),
+    frozenset(["clavicle"]),
+    frozenset(["tibia", "fibula"]),
+    frozenset(["femur", "clavicle"]),
+]
 CLINICAL = {
     "good": [(OWN, "sufficient")] * 3 + [(SNOMED, "268910001"), (SNOMED, "103338009")],
     "bad": [(OWN, "insufficient")] * 3 + [(SNOMED, "359746009"), (SNOMED, "271299001"), (SNOMED, "103337004")],
@@ -313,7 +328,7 @@ class Timeline:
                 supply = min(left, rng.choice([28, 30, 84, 90]))
                 made.append(self.record(agent, rung, at, at + days(supply)))
                 left -= supply
-                gap = rng.choice([0, 0, 0, 7, 60, 89]) if left > 0 else 0
+                gap = rng.choice([0, 0, 0, 7, 60, 89, 100, -3, -14, -25]) if left > 0 else 0
                 at += days(supply + gap)
         else:
             nominal = 56 if agent == "infliximab" else 0
@@ -562,6 +577,7 @@ def judge(rng: random.Random, child: Child, orders_count: bool) -> None:
                 )
                 if rng.random() < 0.06:
                     first.counts = False
+                first.covers, second.covers = rng.choice(COVERED), rng.choice(COVERED)
                 child.scans += [first, second]
                 scans = [first.name, second.name] if first.counts and rng.random() < 0.7 else []
                 add(
@@ -958,9 +974,11 @@ class Encoder:
         forms += [(RXNORM, drug.rxnorm)] if drug.rxnorm else []
         forms += [(SKS, drug.sks)] if drug.sks and record.agent != "triamcinolone" else []
         pair = rng.choice(forms)
-        way = rng.random()
+        way = 0.0 if record.product else rng.random()
         if way < 0.6:
             concept = self.concept(pair)
+            if record.product:
+                concept["text"] = record.product
             holder.update({"medication": {"concept": concept}} if self.r5 else {"medicationCodeableConcept": concept})
             return
         if drug.snomed and rng.random() < 0.4:
@@ -1204,10 +1222,28 @@ class Encoder:
                 "ImagingStudy", scan.name, status=status, subject=self.subject(), started=self.day(scan.day)
             )
             modality: Json = {"coding": [mr]} if self.r5 else mr
+            self.cover(scan, made)
             if rng.random() < 0.5:
                 made["modality"] = [modality]
             else:
-                made["series"] = [{"uid": f"1.2.3.{rng.randint(1, 10**9)}", "modality": modality}]
+                made.setdefault("series", []).append({"uid": f"1.2.3.{rng.randint(1, 10**9)}", "modality": modality})
+            for series in made.get("series", []):
+                series.setdefault("modality", modality)
+
+    def cover(self, scan: Scan, study: Json) -> None:
+        """What a study covers, by its code, or bone by bone on its series."""
+        rng = self.rng
+        if scan.covers in MR_CODES and (len(scan.covers) != 1 or "all" in scan.covers or rng.random() < 0.5):
+            if not scan.covers and rng.random() < 0.5:
+                return
+            concept = self.concept(rng.choice(MR_CODES[scan.covers]))
+            study.update({"procedure": [{"concept": concept}]} if self.r5 else {"procedureCode": [concept]})
+            return
+        codings = [self.coding(SNOMED, rng.choice(BONES[bone])) for bone in sorted(scan.covers)]
+        study["series"] = [
+            {"uid": f"1.2.4.{rng.randint(1, 10**9)}", "bodySite": {"concept": {"coding": [one]}} if self.r5 else one}
+            for one in codings
+        ]
 
     def assessments(self) -> None:
         rng = self.rng

@@ -61,6 +61,7 @@ class Exposure:
     procedure: bool = False
     request: str | None = None
     plan: bool = False  # an order that is only a plan or proposal
+    product: str = ""  # a brand or biosimilar
 
 
 @dataclass
@@ -68,7 +69,7 @@ class Scan:
     name: str
     day: date
     counts: bool = True
-    kind: str = "ImagingStudy"
+    covers: frozenset[str] = frozenset()  # bones, or `all` for the whole body; nothing: not recorded
 
 
 @dataclass
@@ -116,6 +117,7 @@ class Reading:
     return_splits: bool = False  # A, B, A within 90 days: the return to A is a course of its own
     open_skipped: bool = False  # a last assessment that says "not evaluable" leaves the one before it primary
     last_reason: bool = False  # only the record that ends a course tells why it ended
+    unnamed_regions: bool = True  # the study on the day of an MRI judgement that names none is its follow-up
     steroid_total: bool = False  # 28 days of glucocorticoid in all, not in one course
 
 
@@ -213,6 +215,9 @@ def courses_of(child: Child, orders_count: bool, reading: Reading) -> list[Cours
         start, end = record.start.at(reading.partial), record.end.at(reading.partial) if record.end else None
         if record.taken != "yes" or record.plan:
             continue
+        if reading.partial == "point" and record.start.low <= diagnosis.at("point") <= record.start.high:
+            start = max(start, diagnosis.at("point"))  # a partial date is capped by the diagnosis (E15)
+            end = end and max(start, end)
         if end is not None and end < start:
             continue
         if child.birth and start < child.birth.low:
@@ -225,6 +230,7 @@ def courses_of(child: Child, orders_count: bool, reading: Reading) -> list[Cours
             end = start + timedelta(days=56 if record.agent == "infliximab" else 0)
         records.append((start, end, record))
     courses: list[Course] = []
+    records = stocked(records)
     everything = records
     for agent in {r.agent for _, _, r in records}:
         own = [(s, e, r) for s, e, r in records if r.agent == agent]
@@ -275,6 +281,27 @@ def courses_of(child: Child, orders_count: bool, reading: Reading) -> list[Cours
     return courses
 
 
+def stocked(records: list[tuple[date, date | None, Exposure]]) -> list[tuple[date, date | None, Exposure]]:
+    """Dispenses last as long as the stock at home: what was left, at most 90 days of it, and the new supply (E51)."""
+    found = [r for r in records if r[2].rung != "dispense"]
+    for agent in {r.agent for _, _, r in records}:
+        stock, day = 0, date.min
+        bought: set[tuple[date, int]] = set()
+        for start, end, record in sorted(
+            (r for r in records if r[2].agent == agent), key=lambda r: (r[0], r[1] or FAR)
+        ):
+            if record.rung != "dispense":
+                continue
+            assert end is not None
+            supply = (end - start).days
+            if (start, supply) not in bought:  # the same twice is one purchase
+                bought.add((start, supply))
+                stock = min(max(stock - (start - day).days, 0), 90) + supply
+                day = start
+            found.append((start, start + timedelta(days=stock), record))
+    return found
+
+
 def escalation(course: Course, courses: list[Course], reading: Reading) -> date:
     """The day on which the attribution window of a course ends because something stronger began."""
     days = [FAR]
@@ -300,24 +327,37 @@ def clinical_window(course: Course, day: date, courses: list[Course], reading: R
     )
 
 
-def compared(child: Child, seen: Assessment) -> list[date]:
-    """The days of the MR studies an assessment compares."""
+def compared(child: Child, seen: Assessment) -> list[Scan]:
+    """The MR studies an assessment compares, in order of time."""
     by_name = {s.name: s for s in child.scans}
-    return sorted(by_name[n].day for n in seen.scans if by_name[n].counts)
+    return sorted((by_name[n] for n in seen.scans if by_name[n].counts), key=lambda s: s.day)
+
+
+def shows(later: Scan, earlier: Scan) -> bool:
+    """Whether the later study shows all that the earlier did, where both say what they cover (E34)."""
+    if not later.covers or not earlier.covers or "all" in later.covers:
+        return True
+    return "all" not in earlier.covers and earlier.covers <= later.covers
 
 
 def observed(child: Child, seen: Assessment, reading: Reading) -> date:
     """The day of an effect: for MRI that of the last study compared."""
-    days = compared(child, seen)
-    return days[-1] if days and not reading.mri_on_observation else seen.day
+    scans = compared(child, seen)
+    return scans[-1].day if scans and not reading.mri_on_observation else seen.day
 
 
 def mri_window(child: Child, course: Course, seen: Assessment, courses: list[Course], reading: Reading) -> bool:
-    days = compared(child, seen)
+    scans = compared(child, seen)
     stop = course.end or FAR
     follow_up = observed(child, seen, reading)
-    baselines = days[:1] if len(days) >= 2 else [s.day for s in child.scans if s.counts]
-    good_baseline = any(-180 <= (b - course.start).days <= 14 for b in baselines)
+    baselines = scans[:1] if len(scans) >= 2 else [s for s in child.scans if s.counts]
+    afterwards = scans[-1:]
+    if not scans and reading.unnamed_regions:
+        afterwards = [s for s in child.scans if s.counts and s.day == follow_up]
+    good_baseline = any(
+        -180 <= (b.day - course.start).days <= 14 and (not afterwards or any(shows(a, b) for a in afterwards))
+        for b in baselines
+    )
     good_follow_up = (follow_up - course.start).days >= 84 and follow_up <= stop + timedelta(days=60)
     return good_baseline and good_follow_up and before(follow_up, escalation(course, courses, reading), reading)
 
@@ -332,6 +372,9 @@ def attribute(child: Child, courses: list[Course], reading: Reading) -> None:
     known = {r.name for r in child.exposures}
     for seen in child.assessments:
         if not seen.counts:
+            continue
+        scans = compared(child, seen)
+        if seen.kind == "mri" and len(scans) >= 2 and not shows(scans[-1], scans[0]):
             continue
         day = observed(child, seen, reading)
         linked = [n for n in seen.part_of if n in known] or [n for n in seen.focus if n in known]
