@@ -24,7 +24,7 @@ import click
 from crmo_fhir import __version__, pipeline
 from crmo_fhir.errors import DISK_FAILURES, CrmoFhirError, IncompleteError, IntegrityError, UsageError
 from crmo_fhir.fhir.dates import parse_date
-from crmo_fhir.model.parameters import Parameters
+from crmo_fhir.model.parameters import CHOICES, Parameters
 from crmo_fhir.model.records import WHOLE
 from crmo_fhir.model.study import Disclosure
 
@@ -267,6 +267,9 @@ def _parameters(options: dict[str, Any]) -> Parameters:
     for name, value in table.items():
         if type(value) is not type(getattr(defaults, name)) or (isinstance(value, int) and value < 0):
             raise UsageError(f"crmo-fhir.toml: [parameters] {name} has not the kind of value it needs; see its default")
+        if name in CHOICES and value not in CHOICES[name]:
+            allowed = ", ".join(str(choice) for choice in CHOICES[name])
+            raise UsageError(f"crmo-fhir.toml: [parameters] {name} takes one of {allowed}")
     since = _day("--since", options["since"], "low")
     until = _day("--until", options["until"], "high")
     if since and until and until < since:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from crmo_fhir.cohort.courses import Course, course_rows, derive_courses, filter_exposures
 from crmo_fhir.cohort.criteria import Child, Row, filter_cohort, partial
+from crmo_fhir.cohort.derived import derive_answers
 from crmo_fhir.cohort.effect import attribute_effects, derive_effect, filter_observed
 from crmo_fhir.cohort.foci import compute_focality, derive_foci
 from crmo_fhir.fhir.dates import PartialDate
@@ -88,13 +89,17 @@ def derive_cohort(
         observed[person], refused = filter_observed(rows)
         listed += refused
     attributed = attribute_effects(observed, courses, imaging, parameters)
-    judged, assessments = derive_effect(courses, attributed, parameters)
+    scores = _by_person(facts["lab"], person_of)
+    derived, changes = derive_answers(courses, scores, imaging, parameters)
+    judged, assessments = derive_effect(courses, [*attributed, *derived], parameters)
+    for course_name, change in changes.items():
+        judged[course_name] |= change
 
     focus_count = Counter(focus["person"] for focus in foci)
     patients = [_patient_row(c, focus_count[c.person], last_contact[c.person], censored[c.person]) for c in children]
     labs = [
         {**row, "patient": person}
-        for person, rows in _by_person(facts["lab"], person_of).items()
+        for person, rows in scores.items()
         for row in rows
         if row["status"] not in {"entered-in-error", "cancelled"}
     ]
@@ -190,6 +195,8 @@ def _course_rows(courses: Mapping[str, list[Course]]) -> list[Row]:
 
 
 def _assessment_rows(assessments: list[Row]) -> list[Row]:
+    """What became of the judgements in the records; a derived answer or a review is none."""
+    assessments = [a for a in assessments if a["origin"] == "judged"]
     kept = len(assessments)
     rows = []
     for reason, dropped in sorted(Counter(a["reason"] for a in assessments if a["course"] is None).items()):

@@ -58,10 +58,29 @@ class Parameters:
     """So many core items must be better by that much, and so many must be there at both times."""
     pedcno_worse_percent: int = 30
     """At most one of the other items may be worse by more than this."""
+    pedcno_zero_steps: dict[str, float] = field(
+        default_factory=lambda: {
+            "esr": 10,
+            "lesion-count": 1,
+            "physician-global": 1,
+            "patient-global": 1,
+            "chaq": 0.125,
+        }
+    )
+    """From a baseline of 0 an item is worse where it rises by at least this (globals on 0–100: ten times this)."""
     bootstrap_samples: int = 2000
     """Samples of children for the bootstrap intervals; the seed is fixed."""
 
 
+EFFECT_SOURCES: dict[str, tuple[str, ...]] = {
+    "judged": ("judged",),
+    "reviewed": ("reviewed",),
+    "judged-or-reviewed": ("judged", "reviewed"),
+    "derived": ("derived",),
+}
+"""The sources of the effect a study may count, each with the origins it takes an answer from, the first that has one."""
+CHOICES: dict[str, tuple[object, ...]] = {"effect_source": tuple(EFFECT_SOURCES), "pedcno_percent": (30, 50, 70, 90)}
+"""The parameters that take one of a few values only."""
 SENSITIVITY: dict[str, tuple[object, ...]] = {
     "gap_days": (30, 60, 180),
     "clinical_grace_days": (0, 90),
