@@ -267,6 +267,10 @@ def _parameters(options: dict[str, Any]) -> Parameters:
     for name, value in table.items():
         if type(value) is not type(getattr(defaults, name)) or (isinstance(value, int) and value < 0):
             raise UsageError(f"crmo-fhir.toml: [parameters] {name} has not the kind of value it needs; see its default")
+        if isinstance(value, dict) and not all(type(v) in (int, float) and v >= 0 for v in value.values()):
+            raise UsageError(
+                f"crmo-fhir.toml: [parameters] {name} holds numbers that are not below 0, each by its name"
+            )
         if name in CHOICES and value not in CHOICES[name]:
             allowed = ", ".join(str(choice) for choice in CHOICES[name])
             raise UsageError(f"crmo-fhir.toml: [parameters] {name} takes one of {allowed}")

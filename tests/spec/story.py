@@ -65,6 +65,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "imaging": {"patient": "Patient/A", "status": "available", "whole_body": True},
     "contact": {"patient": "Patient/A", "source": "Encounter/last", "date": "2013-01-01"},
     "adverse_event": {"patient": "Patient/A"},
+    "lab": {"patient": "Patient/A", "status": "final", "studies": []},
     "patient_link": {"type": "replaced-by"},
 }
 KEYS = {
@@ -74,8 +75,9 @@ KEYS = {
     "imaging": ("imaging", "ImagingStudy"),
     "site": ("source", "Condition"),
     "adverse_event": ("source", "AdverseEvent"),
+    "lab": ("lab", "Observation"),
 }
-LISTS = {"indications", "stop_reasons", "part_of", "focus", "derived_from"}
+LISTS = {"indications", "stop_reasons", "part_of", "focus", "derived_from", "studies"}
 
 
 def rows_of(text: str) -> list[dict[str, str]]:
@@ -119,6 +121,9 @@ def _cells(name: str, row: Mapping[str, str], number: int) -> dict[str, Any]:
     for flag in ("given_once", "deceased", "intra_articular", "whole_body"):
         if flag in cells:
             cells[flag] = cells[flag] == "yes"
+    if name == "lab":
+        cells["value"] = float(cells["value"])
+        cells.setdefault("unit", "mm/h" if cells["analyte"] == "esr" else "{score}")
     if "supply_days" in cells:
         cells["supply_days"] = float(cells["supply_days"])
     return cells

@@ -107,16 +107,15 @@ class _Windows:
         low, high = course.start - timedelta(days=self.before), course.start + timedelta(days=self.after)
         return [v for v in values if low <= v.day <= high]
 
-    def owner(self, day: date, courses: Iterable[Course], values: Iterable[Value]) -> Course | None:
+    def owner(self, day: date, courses: list[Course], values: list[Value]) -> Course | None:
         """The one course that a value of that day is a follow-up of."""
-        own = list(courses)
         fitting = [
             c
-            for c in own
+            for c in courses
             if c.left_out is None
             and c.drug_class in ESCALATIONS | {"NSAID", "GC"}
-            and c.start + timedelta(days=self.earliest) <= day <= _window_end(c, own, self.grace)
-            and not _locked(c, own, day)
+            and c.start + timedelta(days=self.earliest) <= day <= _window_end(c, courses, self.grace)
+            and not _locked(c, courses, day)
             and (not self.needs_baseline or self.baselines(c, values))
         ]
         return max(fitting, key=lambda c: _claim(c, day), default=None)
@@ -126,10 +125,8 @@ class _Scores:
     """The values of one child by analyte and unit, and the courses they are follow-ups of."""
 
     def __init__(self, values: Mapping[tuple[str, str], list[Value]], courses: list[Course], windows: _Windows) -> None:
-        self._values, self._windows = values, windows
-        self._owners = {
-            key: {day: windows.owner(day, courses, own) for day in {v.day for v in own}} for key, own in values.items()
-        }
+        self._values, self._courses, self._windows = values, courses, windows
+        self._owners: dict[tuple[str, str, date], Course | None] = {}
 
     def pair(self, course: Course, *analytes: str, units: Container[str] | None = None) -> Pair | None:
         """Baseline and follow-up of a course: of the first of these analytes that has both, in one of these units."""
@@ -143,17 +140,22 @@ class _Scores:
         def order(value: Value, sign: int) -> tuple[date, Fraction, str, str, str]:
             return value.day, sign * value.number, value.comparator, str(value.whole_body), value.source
 
-        values, owners = self._values[key], self._owners[key]
+        values = self._values[key]
         before = max(self._windows.baselines(course, values), key=lambda v: order(v, -1), default=None)
         if before is None:
             return None
-        later = [v for v in values if v.day > before.day and owners[v.day] is course]
+        later = [v for v in values if v.day > before.day and self._owner(key, v.day) is course]
         after = max(later, key=lambda v: order(v, 1), default=None)
         if after is None or before.comparator.startswith("<") or after.comparator.startswith(">"):
             return None
         if None not in (before.whole_body, after.whole_body) and before.whole_body != after.whole_body:
             return None
         return Pair(*key, before, after)
+
+    def _owner(self, key: tuple[str, str], day: date) -> Course | None:
+        if (*key, day) not in self._owners:
+            self._owners[*key, day] = self._windows.owner(day, self._courses, self._values[key])
+        return self._owners[*key, day]
 
 
 def derive_answers(
