@@ -267,8 +267,13 @@ def _parameters(options: dict[str, Any]) -> Parameters:
     for name, value in table.items():
         if type(value) is not type(getattr(defaults, name)) or (isinstance(value, int) and value < 0):
             raise UsageError(f"crmo-fhir.toml: [parameters] {name} has not the kind of value it needs; see its default")
-        if value not in CHOICES.get(name, (value,)):
-            raise UsageError(f"crmo-fhir.toml: [parameters] {name} may be {', '.join(CHOICES[name])}")
+        if isinstance(value, dict) and not all(type(v) in (int, float) and v >= 0 for v in value.values()):
+            raise UsageError(
+                f"crmo-fhir.toml: [parameters] {name} holds numbers that are not below 0, each by its name"
+            )
+        if name in CHOICES and value not in CHOICES[name]:
+            allowed = ", ".join(str(choice) for choice in CHOICES[name])
+            raise UsageError(f"crmo-fhir.toml: [parameters] {name} takes one of {allowed}")
     since = _day("--since", options["since"], "low")
     until = _day("--until", options["until"], "high")
     if since and until and until < since:

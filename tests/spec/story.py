@@ -63,7 +63,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "derived_from": [],
     },
     "imaging": {"patient": "Patient/A", "status": "available", "whole_body": True, "regions": []},
-    "lab": {"patient": "Patient/A", "analyte": "crp", "status": "final", "value": 4.0, "unit": "mg/L"},
+    "lab": {"patient": "Patient/A", "analyte": "crp", "status": "final", "studies": []},
     "contact": {"patient": "Patient/A", "source": "Encounter/last", "date": "2013-01-01"},
     "adverse_event": {"patient": "Patient/A"},
     "patient_link": {"type": "replaced-by"},
@@ -77,7 +77,7 @@ KEYS = {
     "adverse_event": ("source", "AdverseEvent"),
     "lab": ("lab", "Observation"),
 }
-LISTS = {"indications", "stop_reasons", "part_of", "focus", "derived_from", "regions"}
+LISTS = {"indications", "stop_reasons", "part_of", "focus", "derived_from", "regions", "studies"}
 
 
 def rows_of(text: str) -> list[dict[str, str]]:
@@ -121,6 +121,9 @@ def _cells(name: str, row: Mapping[str, str], number: int) -> dict[str, Any]:
     for flag in ("given_once", "deceased", "intra_articular", "whole_body"):
         if flag in cells:
             cells[flag] = cells[flag] == "yes"
+    if name == "lab":
+        cells["value"] = float(cells.get("value", "4"))
+        cells.setdefault("unit", {"esr": "mm/h", "crp": "mg/L"}.get(cells.get("analyte", "crp"), "{score}"))
     if "supply_days" in cells:
         cells["supply_days"] = float(cells["supply_days"])
     return cells

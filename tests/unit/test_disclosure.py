@@ -111,6 +111,19 @@ def test_e53_a_count_is_masked_under_all_its_names():
     assert None in (treated, judged), "20 treated, 18 judged: 2 are not"
 
 
+def test_readings_of_another_source_or_time_are_in_no_release():
+    others = ("judged", "reviewed", "judged-or-reviewed", "derived", "best-ever", "6-months")
+    plain = "cohort 40\nmtx-clinical 9/20\ntnfi-mri 6/12"
+    beside = "\n".join(f"{group}-{name} 3/10" for group in ("mtx-clinical", "tnfi-mri") for name in others)
+    released = filter_results(rows(f"{plain}\n{beside}"), Disclosure(5), wilson)
+    assert released == rows(plain)
+    earlier = Release(tuple(rows(f"{plain}\n{beside}")), tuple(released), Disclosure(5), "2026-01-31")
+    changed = rows(f"{plain}\n{beside.replace('3/10', '4/10')}")
+    assert filter_results(changed, Disclosure(5), wilson, (earlier,)) == released, (
+        "what is not released changes nothing"
+    )
+
+
 def test_what_a_masked_row_says():
     text = "cohort 30\nmtx-clinical 3/18\nnsaid-clinical 12/30"
     made = [replace(row, note="from orders") if row.group == "mtx-clinical" else row for row in rows(text)]

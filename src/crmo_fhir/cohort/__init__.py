@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from crmo_fhir.cohort.courses import Course, course_rows, derive_courses, filter_exposures
 from crmo_fhir.cohort.criteria import Child, Row, compute_contradiction, filter_cohort, partial
+from crmo_fhir.cohort.derived import derive_answers
 from crmo_fhir.cohort.effect import attribute_effects, derive_effect, filter_observed
 from crmo_fhir.cohort.foci import compute_focality, compute_focality_at_diagnosis, derive_foci
 from crmo_fhir.fhir.dates import PartialDate
@@ -90,7 +91,12 @@ def derive_cohort(
         observed[person], refused = filter_observed(rows)
         listed += refused
     attributed = attribute_effects(observed, courses, imaging, parameters)
-    judged, assessments = derive_effect(courses, attributed, parameters)
+    scores, refused = _seen(facts["lab"], "lab", by_person, person_of, as_of)
+    listed += refused
+    derived, changes = derive_answers(courses, scores, imaging, parameters)
+    judged, assessments = derive_effect(courses, [*attributed, *derived], parameters)
+    for course_name, change in changes.items():
+        judged[course_name] |= change
 
     focus_count = Counter(focus["person"] for focus in foci)
     patients = [
@@ -104,11 +110,9 @@ def derive_cohort(
         }
         for c in children
     ]
-    measured, refused = _seen(facts["lab"], "lab", by_person, person_of, as_of)
-    listed += refused
     labs = [
         {**row, "patient": person}
-        for person, rows in measured.items()
+        for person, rows in scores.items()
         for row in rows
         if row["status"] not in {"entered-in-error", "cancelled"}
     ]
@@ -252,6 +256,8 @@ def _course_rows(courses: Mapping[str, list[Course]]) -> list[Row]:
 
 
 def _assessment_rows(assessments: list[Row]) -> list[Row]:
+    """What became of the judgements in the records; a derived answer or a review is none."""
+    assessments = [a for a in assessments if a["origin"] == "judged"]
     kept = len(assessments)
     rows = []
     for reason, dropped in sorted(Counter(a["reason"] for a in assessments if a["course"] is None).items()):

@@ -13,7 +13,7 @@ from typing import Any
 from crmo_fhir.cohort.courses import ESCALATIONS, FOREVER, Course
 from crmo_fhir.cohort.criteria import Row, partial
 from crmo_fhir.fhir.dates import PartialDate
-from crmo_fhir.model.parameters import Parameters
+from crmo_fhir.model.parameters import EFFECT_SOURCES, Parameters
 
 NO_READING = {
     "clinical": {"entered-in-error", "cancelled", "registered"},
@@ -22,11 +22,17 @@ NO_READING = {
 """Observation.status that is no (final) reading (edge cases E12, E32)."""
 
 SIX_MONTHS = 183
+ORIGINS = ("judged", "reviewed", "derived")
+"""Whose answer on the effect it is; they stand beside one another and are never mixed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attributed:
-    """One assessment and the course it judges (None: unattributed)."""
+    """One answer on the effect and the course it is of (None: unattributed).
+
+    `origin` is whose answer it is: `judged` (an Observation), `reviewed` (the worksheet) or `derived` (scores); `sources` are
+    the keys of the records that one which is no Observation itself rests on.
+    """
 
     assessment: str
     person: str
@@ -37,6 +43,8 @@ class Attributed:
     attribution: str
     reason: str | None
     issued: date | None = None
+    origin: str = "judged"
+    sources: tuple[str, ...] = ()
 
 
 def filter_observed(rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
@@ -237,25 +245,41 @@ def _has_baseline(course: Course, baselines: list[Row], seen: list[Row], paramet
 def derive_effect(
     courses: Mapping[str, list[Course]], attributed: list[Attributed], parameters: Parameters
 ) -> tuple[dict[str, dict[str, Any]], list[Row]]:
-    """The columns of effect of each course (by course name), and the rows of the table `assessments`."""
+    """The columns of effect of each course (by course name), and the rows of the table `assessments`.
+
+    Each origin has its own primary answer, chosen by the same rule. `parameters.effect_source` says which origin the columns
+    `effect`, `evaluable` and `mri` follow; of `judged-or-reviewed` a judgement goes before a review.
+    """
     by_course: dict[str, list[Attributed]] = defaultdict(list)
     for a in attributed:
         if a.course is not None:
             by_course[a.course.name].append(a)
+    counted = EFFECT_SOURCES[parameters.effect_source]
     judged, primary = {}, set()
     for own in courses.values():
         for course in own:
             found = by_course[course.name]
-            clinical = _primary([a for a in found if a.kind == "clinical"])
-            mri = _primary([a for a in found if a.kind == "mri"])
-            course.flags |= _flags(course, own, found, clinical, parameters)
-            primary |= {a.assessment for a in (clinical, mri) if a is not None}
-            clinically = [a for a in found if a.kind == "clinical" and a.value != "not-evaluable"]
+            answers = {
+                (origin, kind): _primary([a for a in found if (a.origin, a.kind) == (origin, kind)])
+                for origin in ORIGINS
+                for kind in NO_READING
+            }
+            clinical, mri = (
+                next((answer for origin in counted if (answer := answers[origin, kind])), None) for kind in NO_READING
+            )
+            primary |= {a.assessment for a in answers.values() if a is not None}
+            clinically = [
+                a
+                for a in found
+                if clinical and (a.origin, a.kind) == (clinical.origin, "clinical") and a.value != "not-evaluable"
+            ]
+            judgements = [a for a in found if a.origin == "judged"]
+            course.flags |= _flags(course, own, judgements, answers["judged", "clinical"], parameters)
             reason = _not_evaluable(course, clinical, parameters)
             judged[course.name] = {
                 "effect": clinical.value if clinical else None,
                 "effect_low": clinical.when if clinical else None,
-                "judged": clinical.value if clinical else None,
+                **{origin: _value(answers[origin, "clinical"]) for origin in ORIGINS},
                 "exposure_enough": _is_exposed(course, parameters),
                 "effect_best": "sufficient"
                 if any(a.value == "sufficient" for a in clinically)
@@ -264,25 +288,33 @@ def derive_effect(
                 "evaluable": reason is None,
                 "not_evaluable_reason": reason,
                 "mri": mri.value if mri else None,
-                "mri_judged": mri.value if mri else None,
-                "assessments": sorted(a.assessment for a in found),
+                **{f"mri_{origin}": _value(answers[origin, "mri"]) for origin in ORIGINS},
+                "assessments": sorted(
+                    {a.assessment for a in found if a.origin == "judged"}
+                    | {key for a in found if a.origin in counted for key in a.sources}
+                ),
             }
     rows = [
         {
             "assessment": a.assessment,
             "person": a.person,
             "kind": a.kind,
-            "origin": "judged",
+            "origin": a.origin,
             "value": a.value,
             "date": a.when,
             "course": a.course.name if a.course else None,
             "attribution": a.attribution,
             "reason": a.reason,
             "primary": a.assessment in primary,
+            "sources": sorted(a.sources),
         }
         for a in attributed
     ]
     return judged, rows
+
+
+def _value(answer: Attributed | None) -> str | None:
+    return answer.value if answer else None
 
 
 def _favourable(value: str) -> bool:

@@ -34,6 +34,9 @@ Interval = Callable[[int, int], tuple[float, float]]
 
 UNKNOWN = "unknown"
 CUTS = ("agent", "line", "sex", "focality", "sapho")
+UNRELEASED = ("-judged", "-reviewed", "-judged-or-reviewed", "-derived", "-best-ever", "-6-months")
+"""Second readings that no release has: each counts the same few courses in another way, and what two of them differ by would
+tell of single ones. What cannot be protected is left out, as the attrition is."""
 OF_CHILDREN = ("sex", "focality", "sapho")
 """The cuts of a treatment group by what the child is, which the cohort is cut by too."""
 KEPT_NOTES = ("from orders",)
@@ -62,15 +65,21 @@ def filter_results(
 ) -> list[Result]:
     """The rows as they may be released: masked counts None, the others rounded where `disclosure` says so.
 
-    `interval` gives the limits of n of N. The same figures are released as they were before. Raises PrivacyError where no
+    Readings of the effect by another source or at another time (`UNRELEASED`) are left out. `interval` gives the limits of n of N. The same figures are released as they were before. Raises PrivacyError where no
     figure worth showing is safe.
     """
+    results = _releasable(results)
+    earlier = [replace(one, results=tuple(_releasable(one.results))) for one in earlier]
     hidden = _hidden_before(results, disclosure, earlier)
     if hidden is None:
         hidden = choose_hidden(results, disclosure, earlier)
     released = [_released(row, hidden, disclosure.rounding, interval) for row in results]
     _refuse_useless(results, released, disclosure, earlier)
     return released
+
+
+def _releasable(results: Iterable[Result]) -> list[Result]:
+    return [row for row in results if not row.group.endswith(UNRELEASED)]
 
 
 def _hidden_before(results: Sequence[Result], disclosure: Disclosure, earlier: Sequence[Release]) -> set[Key] | None:

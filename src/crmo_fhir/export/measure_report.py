@@ -316,6 +316,8 @@ def _parameter(name: str, value: object) -> Json:
             return {"name": name, "valueBoolean": value}
         case int():
             return {"name": name, "valueInteger": value}
+        case float():
+            return {"name": name, "valueDecimal": value}
         case date():
             return {"name": name, "valueDate": value.isoformat()}
         case dict():

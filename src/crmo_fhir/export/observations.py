@@ -2,7 +2,8 @@
 
 A judged effect that the record links to its treatment stands in the EHR already, and is not written a second time. One that
 the study attributed to a course by its time window gets an Observation that says to which, beside the judgement it is derived
-from. Its code is none that a pull counts as a judgement, so that no study reads its own conclusions as evidence.
+from. Its code is none that a pull counts as a judgement, so that no study reads its own conclusions as evidence. What the
+study derived from scores is no judgement, and is not written.
 """
 
 import hashlib
@@ -33,7 +34,7 @@ def build_attributed_effects(tables: Mapping[str, "pd.DataFrame"]) -> list[Json]
     built = [
         _observation(row, courses[row.course])
         for row in tables["assessments"].itertuples()
-        if row.attribution == "window" and row.primary and row.course in courses
+        if row.origin == "judged" and row.attribution == "window" and row.primary and row.course in courses
     ]
     return sorted((one for one in built if one), key=lambda one: str(one["identifier"][0]["value"]))
 

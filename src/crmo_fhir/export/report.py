@@ -48,7 +48,12 @@ _READINGS = {
     "best-case": "Best case: not evaluable counted as effect",
     "itt": "Intention to treat: stopped for an adverse event before any judgement counted as no effect",
     "patients": "By patient: effect in any course",
+    "judged": "Effect as Observations judge it",
+    "reviewed": "Effect as the review worksheet judges it",
+    "judged-or-reviewed": "Effect as judged, and as reviewed where no Observation judges it",
     "derived": "Effect derived from measurements instead of judged",
+    "best-ever": "Best effect at any time of the treatment",
+    "6-months": "Effect nearest to six months of treatment",
 }
 _IN_FIRST_TABLE = ("treated", "not-evaluable")
 """Readings that the table of treatment effect holds as its last column."""
@@ -122,6 +127,7 @@ _PARAMETERS = {
     "pedcno_percent": "PedCNO level that counts as sufficient (percent)",
     "pedcno_items": "PedCNO items that must be better, at least",
     "pedcno_worse_percent": "PedCNO item is worse beyond (percent)",
+    "pedcno_zero_steps": "PedCNO item is worse from a baseline of 0 by at least",
     "bootstrap_samples": "Samples of children for the bootstrap intervals",
 }
 

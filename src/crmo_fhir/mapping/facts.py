@@ -16,7 +16,7 @@ from crmo_fhir.fhir.codings import Coding
 from crmo_fhir.fhir.dates import PartialDate, parse_date
 from crmo_fhir.fhir.references import Identifier, Key, parse, resolve
 from crmo_fhir.mapping.query import open_view, run_by_base
-from crmo_fhir.mapping.units import convert
+from crmo_fhir.mapping.units import convert, is_possible
 from crmo_fhir.model.records import RawFile
 from crmo_fhir.model.tables import FACTS, SEXES, UNSPECIFIED, type_of
 
@@ -55,6 +55,10 @@ NO_ORDER = {"proposal", "plan", "option"}
 NOT_TAKING = {"not-taking"}
 """R5 adherence that says a drug was not taken; `stopped` and its kinds say that it was taken before (edge case E14)."""
 ON_HOLD = {"MedicationStatement", "MedicationRequest"}
+ON_IMAGES = {"lesion-count", "rai-cromris", "rinbo"}
+"""Analytes that are read from an imaging study, of the whole body or of the regions it shows."""
+INDICES = {"rai-cromris", "rinbo"}
+"""Indices of a whole study; a score of one of its sites is not one of them."""
 
 
 @dataclass(slots=True)
@@ -650,6 +654,12 @@ def _lab(reader: _Reader, row: Row, patient: str | None, analyte: str, when: Par
     if converted is None:
         reader.note(row, f"{analyte} without a unit" if not unit else f"{analyte} in a unit not known for it", patient)
         return None
+    if not is_possible(analyte, *converted):
+        reader.note(row, f"{analyte} outside its scale", patient)
+        return None
+    if analyte in INDICES and (row["site_code"] or row["site_text"]):
+        reader.note(row, f"{analyte} of one site, not of all", patient)
+        return None
     return {
         "lab": row["key"],
         "patient": patient,
@@ -659,6 +669,7 @@ def _lab(reader: _Reader, row: Row, patient: str | None, analyte: str, when: Par
         "value": converted[0],
         "unit": converted[1],
         "comparator": row["quantity_comparator"],
+        "studies": reader.references(row, row["derived_from"] or (), "derivedFrom") if analyte in ON_IMAGES else [],
     }
 
 

@@ -11,14 +11,22 @@ CANONICAL: dict[str, tuple[str, dict[str, Decimal]]] = {
 """Analyte → canonical unit and the factor of each unit accepted. Haemoglobin: 1 mmol/L of the Fe monomer is 16.114 g/L."""
 
 SCORE_UNITS = {"", "1", "{score}", "score"}
-SCORE_SCALES = {"mm": "mm", "cm": "cm", "%": "%"}
+SCORE_SCALES = {"mm": "mm", "cm": "cm", "%": "%", "/100": "{score}/100", "{score}/100": "{score}/100"}
+OF_100 = "{score}/100"
+EITHER_SCALE = {"pain-vas", "pain-severity", "patient-global", "physician-global"}
+"""Scores that are given on 0–10 or on 0–100; without a unit only a value above 10 tells which."""
+HIGHEST = {"pain-nrs": 10, "pain-faces": 10, "chaq": 3}
+"""The end of the scale of the scores that have one only."""
+COUNTS = {"lesion-count", "clinical-lesion-count"}
+ENDS = {"{score}": 10, "cm": 10, "mm": 100, "%": 100, OF_100: 100}
+"""The end of the scale of the scores that are given on either."""
 
 
 def convert(analyte: str, value: str | None, unit: str | None) -> tuple[float, str] | None:
     """The value in the canonical unit of its analyte, or None where the unit is missing or unknown to it.
 
     Scores carry no unit and stay on the scale they were given (0–10 and 0–100 are not mixed: a score in `mm` or `%`
-    keeps that unit).
+    keeps that unit, and one without a unit that is above 10 has the unit `{score}/100`).
     """
     try:
         number = Decimal(value or "")
@@ -31,5 +39,13 @@ def convert(analyte: str, value: str | None, unit: str | None) -> tuple[float, s
         factor = factors.get(unit or "")
         return None if factor is None else (float(number * factor), canonical)
     if (unit or "") in SCORE_UNITS:
-        return float(number), "{score}"
+        return float(number), OF_100 if analyte in EITHER_SCALE and number > ENDS["{score}"] else "{score}"
     return (float(number), SCORE_SCALES[unit]) if unit in SCORE_SCALES else None
+
+
+def is_possible(analyte: str, value: float, unit: str) -> bool:
+    """Whether a canonical value is one its analyte can have: none below 0, none beyond its scale, no part of a lesion."""
+    if analyte in COUNTS and not value.is_integer():
+        return False
+    highest = ENDS[unit] if analyte in EITHER_SCALE else HIGHEST.get(analyte) if unit == "{score}" else None
+    return value >= 0 and (highest is None or value <= highest)

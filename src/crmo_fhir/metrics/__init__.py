@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from crmo_fhir.metrics.describe import compute_cohort, compute_foci, compute_lines
 from crmo_fhir.metrics.members import compute_members
-from crmo_fhir.metrics.response import compute_courses, compute_patients
+from crmo_fhir.metrics.response import compute_courses, compute_patients, days_of
 from crmo_fhir.model.parameters import Parameters
 from crmo_fhir.model.results import Result
 from crmo_fhir.model.tables import rows_of
@@ -25,11 +25,12 @@ def compute_results(tables: "Mapping[str, pd.DataFrame]", parameters: Parameters
     patients = rows_of(tables["patients"])
     foci = rows_of(tables["foci"])
     courses = rows_of(tables["courses"])
+    days = days_of(rows_of(tables["assessments"]))
     return [
         *compute_cohort(patients, parameters.interval),
         *compute_foci(patients, foci, parameters.interval),
-        *compute_patients("nsaid", "NSAID", patients, courses, parameters),
-        *compute_patients("mtx", "MTX", patients, courses, parameters),
+        *compute_patients("nsaid", "NSAID", patients, courses, parameters, days),
+        *compute_patients("mtx", "MTX", patients, courses, parameters, days),
         *compute_courses("tnfi", "TNF", patients, courses, parameters),
         *compute_lines(courses, parameters.interval),
     ]

@@ -23,7 +23,10 @@ def compute_members(tables: "Mapping[str, pd.DataFrame]", parameters: Parameters
     patients = rows_of(tables["patients"])
     foci = rows_of(tables["foci"])
     courses = rows_of(tables["courses"])
-    kinds = {row["assessment"]: row["kind"] for row in rows_of(tables["assessments"])}
+    kinds: dict[str, set[str]] = defaultdict(set)
+    for row in rows_of(tables["assessments"]):
+        for key in row["sources"] or [row["assessment"]]:
+            kinds[key].add(row["kind"])
 
     def judged(group: str, kind: str, units: Sequence[Unit]) -> list[Member]:
         return [
@@ -72,11 +75,11 @@ def _foci(foci: Sequence[Row]) -> list[Member]:
     ]
 
 
-def _sources(unit: Unit, kind: str, kinds: Mapping[str, str]) -> tuple[str, ...]:
-    """The keys of the medication resources of its courses, and of the judgements of this kind attributed to them."""
+def _sources(unit: Unit, kind: str, kinds: Mapping[str, set[str]]) -> tuple[str, ...]:
+    """The keys of the medication resources of its courses, and of all that their effect of this kind rests on."""
     keys = [
         key
         for course in unit.courses
-        for key in (*course["sources"], *(a for a in course["assessments"] if kinds.get(a) == kind))
+        for key in (*course["sources"], *(a for a in course["assessments"] if kind in kinds[a]))
     ]
     return tuple(sorted(set(keys)))

@@ -1,24 +1,30 @@
 """Treatment effect: of those who can be judged, how many had a sufficient effect (clinical rules §3).
 
 `nsaid-clinical` and `mtx-clinical` count children, `tnfi-clinical` and the MRI groups count courses. Beside each group
-stand its second readings: treated, not evaluable, worst and best case, intention to treat.
+stand its second readings: treated, not evaluable, worst and best case, intention to treat; and the effect by each other
+source, at its best, and at six months, each of the units of which it is known.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from typing import Any
 
 from crmo_fhir.fhir.dates import add_months
 from crmo_fhir.metrics.describe import count, sapho_of, share
-from crmo_fhir.model.parameters import Parameters
+from crmo_fhir.model.parameters import EFFECT_SOURCES, Parameters
 from crmo_fhir.model.results import Result
 from crmo_fhir.model.tables import FOCALITIES, SEXES, UNSPECIFIED
 
 Row = dict[str, Any]
 NSAID_ESCALATIONS = {"MTX", "TNF", "BP"}
+AT_A_TIME = {"best-ever": ("effect_best",), "6-months": ("effect_6_months",)}
+"""Readings of the effect at another time than the last, and their columns of the table `courses`."""
 NO_AGENT = "none"
 UNKNOWN = "unknown"
+NOT_KNOWN = "no proportion: nothing of this reading is recorded (0/0)"
+"""The note of a second reading that no unit has an answer of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +95,38 @@ def derive_mri(drug_class: str, patients: Sequence[Row], courses: Sequence[Row])
     ]
 
 
+Days = Mapping[tuple[str, str], date | None]
+"""The day of the primary clinical answer of a course, by course and origin."""
+
+
+def days_of(assessments: Sequence[Row]) -> Days:
+    """The days of the primary clinical answers, from the table `assessments`."""
+    return {(a["course"], a["origin"]): a["date"] for a in assessments if a["primary"] and a["kind"] == "clinical"}
+
+
 def compute_patients(
-    prefix: str, drug_class: str, patients: Sequence[Row], courses: Sequence[Row], parameters: Parameters
+    prefix: str, drug_class: str, patients: Sequence[Row], courses: Sequence[Row], parameters: Parameters, days: Days
 ) -> list[Result]:
-    """The clinical effect of a class counted by children, and its MRI effect counted by courses."""
+    """The clinical effect of a class counted by children, and its MRI effect counted by courses.
+
+    `days` is there because an escalation annuls the effect of an NSAID when it follows soon after the day it was seen.
+    """
     treated = derive_children(drug_class, patients, courses, parameters)
     group, flag = f"{prefix}-clinical", _orders_note(treated)
-    readings = _readings(group, "patient", treated, parameters.interval, flag)
+    columns = {**_sources(parameters), **({} if drug_class == "NSAID" else AT_A_TIME)}
+    readings = [
+        *_readings(group, "patient", treated, parameters.interval, flag),
+        *(
+            _other(
+                f"{group}-{name}",
+                "patient",
+                derive_children(drug_class, patients, [_read_as(c, own, days) for c in courses], parameters),
+                parameters.interval,
+                flag,
+            )
+            for name, own in columns.items()
+        ),
+    ]
     if drug_class == "NSAID":
         # as published: every child of the cohort is in the denominator; the exposed are the second reading
         exposed = [replace(unit, effect=bool(unit.effect), failed_unjudged=False) for unit in treated]
@@ -107,7 +138,7 @@ def compute_patients(
     return [
         *_group(group, "patient", treated, parameters.interval, flag),
         *readings,
-        *_mri(prefix, derive_mri(drug_class, patients, courses), parameters.interval, flag),
+        *_mri(prefix, drug_class, patients, courses, parameters, flag),
     ]
 
 
@@ -121,9 +152,44 @@ def compute_courses(
     return [
         *_group(group, "course", units, parameters.interval, flag),
         *_readings(group, "course", units, parameters.interval, flag),
+        *(
+            _other(
+                f"{group}-{name}",
+                "course",
+                derive_courses(drug_class, patients, [_read_as(c, own, {}) for c in courses]),
+                parameters.interval,
+                flag,
+            )
+            for name, own in {**_sources(parameters), **AT_A_TIME}.items()
+        ),
         *_group(f"{group}-patients", "patient", children, parameters.interval, flag, cuts=False),
-        *_mri(prefix, derive_mri(drug_class, patients, courses), parameters.interval, flag),
+        *_mri(prefix, drug_class, patients, courses, parameters, flag),
     ]
+
+
+def _sources(parameters: Parameters) -> dict[str, tuple[str, ...]]:
+    """The sources of the effect that stand beside the one counted, which is no second reading where it is the judgement."""
+    beside = {**EFFECT_SOURCES}
+    if parameters.effect_source == "judged":
+        del beside["judged"]
+    return beside
+
+
+def _read_as(course: Row, columns: Sequence[str], days: Days) -> Row:
+    """The course as if its effect were what the first of these columns that holds an answer says."""
+    column = next((c for c in columns if course[c] is not None), None)
+    return {
+        **course,
+        "effect": course[column] if column else None,
+        "effect_low": days.get((course["course"], column)) if column else None,
+        "evaluable": column is not None and course["exposure_enough"],
+    }
+
+
+def _other(group: str, unit: str, units: Sequence[Unit], interval: str, flag: str) -> Result:
+    """A reading of the effect by another source or at another time, of the units that it can be told of."""
+    known = [u.effect for u in units if u.effect is not None]
+    return share(group, unit, sum(known), len(known), interval, note=flag if known else NOT_KNOWN)
 
 
 def _of_class(courses: Sequence[Row], drug_class: str) -> dict[str, list[Row]]:
@@ -245,12 +311,34 @@ def _readings(group: str, unit: str, units: Sequence[Unit], interval: str, note:
     ]
 
 
-def _mri(prefix: str, units: Sequence[Unit], interval: str, note: str) -> list[Result]:
-    group = f"{prefix}-mri"
+def _mri(
+    prefix: str,
+    drug_class: str,
+    patients: Sequence[Row],
+    courses: Sequence[Row],
+    parameters: Parameters,
+    note: str,
+) -> list[Result]:
+    group, interval = f"{prefix}-mri", parameters.interval
+    units = derive_mri(drug_class, patients, courses)
     return [
         *_group(group, "MRI-evaluated course", units, interval, note),
         count(f"{group}-treated", "course", len(units), note or "treated, evaluated by MRI or not"),
         share(
             f"{group}-not-evaluable", "course", sum(u.effect is None for u in units), len(units), interval, note=note
         ),
+        *(
+            _other(
+                f"{group}-{name}",
+                "MRI-evaluated course",
+                derive_mri(drug_class, patients, [_mri_read_as(c, own) for c in courses]),
+                interval,
+                note,
+            )
+            for name, own in _sources(parameters).items()
+        ),
     ]
+
+
+def _mri_read_as(course: Row, origins: Sequence[str]) -> Row:
+    return {**course, "mri": next((course[f"mri_{o}"] for o in origins if course[f"mri_{o}"] is not None), None)}

@@ -62,16 +62,34 @@ class Parameters:
     """The day that stands for a partial date where one number is unavoidable: `middle`, `earliest` or `latest` (edge case E15)."""
     require_indication: bool = False
     """Whether a course without a recorded indication is out of the figures (edge case E19)."""
+    pedcno_zero_steps: dict[str, float] = field(
+        default_factory=lambda: {
+            "esr": 10,
+            "lesion-count": 1,
+            "physician-global": 1,
+            "patient-global": 1,
+            "chaq": 0.125,
+        }
+    )
+    """From a baseline of 0 an item is worse where it rises by at least this (globals on 0–100: ten times this)."""
     bootstrap_samples: int = 2000
     """Samples of children for the bootstrap intervals; the seed is fixed."""
 
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "interval": ("wilson", "clopper-pearson"),
-    "effect_source": ("judged", "reviewed", "judged-or-reviewed", "derived"),
-    "partial_dates": ("middle", "earliest", "latest"),
+EFFECT_SOURCES: dict[str, tuple[str, ...]] = {
+    "judged": ("judged",),
+    "reviewed": ("reviewed",),
+    "judged-or-reviewed": ("judged", "reviewed"),
+    "derived": ("derived",),
 }
-"""The values of the parameters that are one of a few words."""
+"""The sources of the effect a study may count, each with the origins it takes an answer from, the first that has one."""
+CHOICES: dict[str, tuple[object, ...]] = {
+    "interval": ("wilson", "clopper-pearson"),
+    "effect_source": tuple(EFFECT_SOURCES),
+    "partial_dates": ("middle", "earliest", "latest"),
+    "pedcno_percent": (30, 50, 70, 90),
+}
+"""The values of the parameters that are one of a few."""
 
 SENSITIVITY: dict[str, tuple[object, ...]] = {
     "gap_days": (30, 60, 180),

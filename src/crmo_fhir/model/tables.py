@@ -244,6 +244,7 @@ LAB = Table(
         Column("value", "number", "in `unit`", required=True),
         Column("unit", "text", "canonical UCUM unit of the analyte", required=True),
         Column("comparator", "text", "as recorded: < <= >= >"),
+        Column("studies", "texts", "keys of the imaging studies it was read from, of lesion counts and MRI indices"),
     ),
 )
 IMAGING = Table(
@@ -400,15 +401,19 @@ COURSES = Table(
         Column("doses", "texts", "dose history, `day: amount`, in order", required=True),
         Column("products", "texts", "products as recorded: brands, biosimilars", required=True),
         Column("sources", "texts", "keys of the medication resources", required=True),
-        Column("assessments", "texts", "keys of the assessments attributed", required=True),
+        Column(
+            "assessments", "texts", "keys of the judgements attributed, and of all its effect rests on", required=True
+        ),
     ),
 )
 ASSESSMENTS = Table(
     "assessments",
-    "one judged effect and the course it was attributed to",
+    "one answer on the effect (judged, reviewed or derived) and the course it was attributed to",
     ("person", "assessment"),
     (
-        Column("assessment", "text", "key of the Observation", required=True),
+        Column(
+            "assessment", "text", "key of the Observation; `derived/<course>/<kind>` for a derived one", required=True
+        ),
         Column("person", "text", "key of the child", required=True),
         Column("kind", "text", "clinical effect or MRI change", required=True, allowed=("clinical", "mri")),
         Column("origin", "text", "whose answer", required=True, allowed=("judged", "reviewed", "derived")),
@@ -417,7 +422,10 @@ ASSESSMENTS = Table(
         Column("course", "text", "course it judges; empty for unattributed"),
         Column("attribution", "text", "how", required=True, allowed=("link", "window", "unattributed")),
         Column("reason", "text", "why unattributed, or what to know"),
-        Column("primary", "flag", "the one that counts for its course", required=True),
+        Column("primary", "flag", "the one that counts for its course, of those of its origin", required=True),
+        Column(
+            "sources", "texts", "keys of the records it was derived from, or that the review rests on", required=True
+        ),
     ),
 )
 ATTRITION = Table(

@@ -1,0 +1,259 @@
+"""The effect of a course by its numbers: PedCNO, CNO CDAS and the change of the lesions (clinical rules §3).
+
+A derived answer stands beside the judged one and never enters it. Each names the values it was made of.
+
+**PedCNO 30/50/70/90.** At least so many percent better in at least three of ESR, number of radiological lesions, physician
+global, patient global and C-HAQ, with at most one of the others more than 30 % worse. Beck et al. 2010 (Arthritis Res Ther
+12:R74, doi 10.1186/ar2992) introduced it; Reiser et al. 2025 (ACR Open Rheumatol, doi 10.1002/acr2.70061) describe it as
+"relative changes ... in analogy to the Pediatric ACR score" of juvenile arthritis and add the level 90. Of both the abstract
+was seen, and of the PedACR score the wording (Br J Clin Pharmacol 2015;79:379, table 1). Not seen was the Methods part of
+Beck: the five items, the three of five and the one that may be worse are **provisional**, as clinical-rules.md hands them
+down; so is the limit of 30 % for the worse item at every level, which that table has rise with the level.
+
+**CNO CDAS.** Patient pain + patient global + number of clinically active lesions: these are its "key variables" in the
+abstract of Wu et al. 2023 (J Rheumatol 50:1333), and Reiser 2025 names the same three. That they are added up without
+weights, pain and global on 0-10 each, is **provisional**: the full text was not seen.
+
+**MRI.** The number of radiological lesions; without it RAI-CROMRIS (Capponi et al. 2021, Pediatr Rheumatol 19:123: 0 to 7 for
+each bone unit, summed up), else RINBO (Arnoldi et al. 2017, Eur Radiol 27:2391: number and greatest size of the active
+lesions, extramedullary and spinal involvement); abstracts seen.
+
+Rules of ours, where the sources say nothing:
+
+* The baseline is the last value in the baseline window, the follow-up the last one in the course's own window and after the
+  baseline. Of several values of one day the less favourable one counts: the lowest baseline, the highest follow-up.
+* A follow-up belongs to one course, to the one that a judgement of that day without a link would belong to.
+* Both values are of one analyte in one unit: 0-10 and 0-100 are never compared. Of several units or kinds of pain the first of
+  those listed that has both counts, of several units the one with the later follow-up.
+* An item without both values is missing: neither better nor worse. With fewer than `pedcno_items` items there is no PedCNO.
+* From a baseline of 0 nothing gets better; it is worse where it rises by at least its step (`pedcno_zero_steps`).
+* A baseline below some value (`<4`) or a follow-up above one (`>60`) can be anything from there on, and is missing; the other
+  way round the bound itself counts, so that an improvement is never overstated.
+* A whole-body and a regional MRI are not compared (edge case E34), and a preliminary count is none (E32).
+"""
+
+from collections import defaultdict
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from fractions import Fraction
+from typing import Any
+
+from crmo_fhir.cohort.courses import ESCALATIONS, Course
+from crmo_fhir.cohort.criteria import Row, partial
+from crmo_fhir.cohort.effect import NO_READING, Attributed, _claim, _locked, _window_end
+from crmo_fhir.model.parameters import Parameters
+
+PEDCNO_ITEMS = ("esr", "lesion-count", "physician-global", "patient-global", "chaq")
+PEDCNO_LEVELS = (30, 50, 70, 90)
+PAIN = ("pain-nrs", "pain-vas", "pain-severity", "pain-faces")
+"""The scales of pain; the first that has both values counts."""
+ON_MRI = ("lesion-count", "rai-cromris", "rinbo")
+"""What the change on MRI is read from; the first that has both values counts."""
+OF_10 = {"{score}", "cm"}
+OF_100 = {"{score}/100", "mm", "%"}
+"""Units of a score on 0-10, and on 0-100."""
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One value of one analyte; `whole_body` is None where no imaging study is named."""
+
+    day: date
+    number: Fraction
+    comparator: str
+    whole_body: bool | None
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Baseline and follow-up of one analyte in one unit."""
+
+    analyte: str
+    unit: str
+    before: Value
+    after: Value
+
+    @property
+    def change(self) -> Fraction:
+        """Follow-up minus baseline; every analyte here is better the lower it is."""
+        return self.after.number - self.before.number
+
+    def is_better(self, percent: int) -> bool:
+        """Whether the follow-up is that much better, the limit itself included."""
+        return self.before.number > 0 and -self.change * 100 >= percent * self.before.number
+
+    def is_worse(self, parameters: Parameters) -> bool:
+        """Whether the follow-up is more than the limit worse; from 0, whether it rose by its step."""
+        if self.before.number > 0:
+            return self.change * 100 > parameters.pedcno_worse_percent * self.before.number
+        step = Fraction(str(parameters.pedcno_zero_steps.get(self.analyte, 0)))
+        return self.change > 0 and self.change >= step * (10 if self.unit in OF_100 else 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Windows:
+    """Where the baseline and the follow-up of a course may lie, in days."""
+
+    before: int
+    after: int
+    earliest: int
+    grace: int
+    needs_baseline: bool
+
+    def baselines(self, course: Course, values: Iterable[Value]) -> list[Value]:
+        """The values in the baseline window of a course."""
+        low, high = course.start - timedelta(days=self.before), course.start + timedelta(days=self.after)
+        return [v for v in values if low <= v.day <= high]
+
+    def owner(self, day: date, courses: list[Course], values: list[Value]) -> Course | None:
+        """The one course that a value of that day is a follow-up of."""
+        fitting = [
+            c
+            for c in courses
+            if c.left_out is None
+            and c.drug_class in ESCALATIONS | {"NSAID", "GC"}
+            and c.start + timedelta(days=self.earliest) <= day <= _window_end(c, courses, self.grace)
+            and not _locked(c, courses, day)
+            and (not self.needs_baseline or self.baselines(c, values))
+        ]
+        return max(fitting, key=lambda c: _claim(c, day), default=None)
+
+
+class _Scores:
+    """The values of one child by analyte and unit, and the courses they are follow-ups of."""
+
+    def __init__(self, values: Mapping[tuple[str, str], list[Value]], courses: list[Course], windows: _Windows) -> None:
+        self._values, self._courses, self._windows = values, courses, windows
+        self._owners: dict[tuple[str, str, date], Course | None] = {}
+
+    def pair(self, course: Course, *analytes: str, units: Container[str] | None = None) -> Pair | None:
+        """Baseline and follow-up of a course: of the first of these analytes that has both, in one of these units."""
+        for analyte in analytes:
+            keys = [key for key in sorted(self._values) if key[0] == analyte and (units is None or key[1] in units)]
+            if pairs := [pair for key in keys if (pair := self._in_unit(course, key))]:
+                return max(pairs, key=lambda pair: pair.after.day)
+        return None
+
+    def _in_unit(self, course: Course, key: tuple[str, str]) -> Pair | None:
+        def order(value: Value, sign: int) -> tuple[date, Fraction, str, str, str]:
+            return value.day, sign * value.number, value.comparator, str(value.whole_body), value.source
+
+        values = self._values[key]
+        before = max(self._windows.baselines(course, values), key=lambda v: order(v, -1), default=None)
+        if before is None:
+            return None
+        later = [v for v in values if v.day > before.day and self._owner(key, v.day) is course]
+        after = max(later, key=lambda v: order(v, 1), default=None)
+        if after is None or before.comparator.startswith("<") or after.comparator.startswith(">"):
+            return None
+        if None not in (before.whole_body, after.whole_body) and before.whole_body != after.whole_body:
+            return None
+        return Pair(*key, before, after)
+
+    def _owner(self, key: tuple[str, str], day: date) -> Course | None:
+        if (*key, day) not in self._owners:
+            self._owners[*key, day] = self._windows.owner(day, self._courses, self._values[key])
+        return self._owners[*key, day]
+
+
+def derive_answers(
+    courses: Mapping[str, list[Course]],
+    scores: Mapping[str, list[Row]],
+    imaging: Mapping[str, list[Row]],
+    parameters: Parameters,
+) -> tuple[list[Attributed], dict[str, dict[str, Any]]]:
+    """The derived answers of all courses, and by course name the columns `pedcno`, `cdas_change` and `lesion_change`.
+
+    `scores` are rows of the table `lab` by child, `imaging` of the table `imaging`. A column is None where it cannot be
+    computed, and then there is no answer.
+    """
+    clinical = _Windows(
+        parameters.score_baseline_before_days,
+        parameters.score_baseline_after_days,
+        earliest=0,
+        grace=parameters.clinical_grace_days,
+        needs_baseline=False,
+    )
+    mri = _Windows(
+        parameters.mri_baseline_before_days,
+        parameters.mri_baseline_after_days,
+        earliest=parameters.mri_followup_min_days,
+        grace=parameters.mri_grace_days,
+        needs_baseline=True,
+    )
+    answers: list[Attributed] = []
+    changes: dict[str, dict[str, Any]] = {}
+    for person, own in sorted(courses.items()):
+        values = _values(scores.get(person, ()), imaging.get(person, ()))
+        if not values:
+            continue
+        clinically, on_mri = _Scores(values, own, clinical), _Scores(values, own, mri)
+        for course in own:
+            items = [pair for item in PEDCNO_ITEMS if (pair := clinically.pair(course, item))]
+            pedcno, lesions = compute_pedcno(items, parameters), on_mri.pair(course, "lesion-count")
+            changes[course.name] = {
+                "pedcno": pedcno,
+                "cdas_change": compute_cdas_change(
+                    clinically.pair(course, *PAIN, units=OF_10),
+                    clinically.pair(course, "patient-global", units=OF_10),
+                    clinically.pair(course, "clinical-lesion-count"),
+                ),
+                "lesion_change": float(lesions.change) if lesions else None,
+            }
+            if pedcno is not None:
+                effect = "sufficient" if pedcno >= parameters.pedcno_percent else "insufficient"
+                answers.append(_answer(course, "clinical", effect, items))
+            if image := on_mri.pair(course, *ON_MRI):
+                answers.append(_answer(course, "mri", "regression" if image.change < 0 else "no-regression", [image]))
+    return answers, changes
+
+
+def compute_pedcno(items: Sequence[Pair], parameters: Parameters) -> int | None:
+    """The highest PedCNO level reached, in percent; 0 for none, None with too few items."""
+    if len(items) < parameters.pedcno_items:
+        return None
+    if sum(item.is_worse(parameters) for item in items) > 1:
+        return 0
+    reached = [p for p in PEDCNO_LEVELS if sum(item.is_better(p) for item in items) >= parameters.pedcno_items]
+    return max(reached, default=0)
+
+
+def compute_cdas_change(pain: Pair | None, patient_global: Pair | None, lesions: Pair | None) -> float | None:
+    """Follow-up minus baseline of the CNO CDAS, in its points; None unless all three parts are there."""
+    if pain is None or patient_global is None or lesions is None:
+        return None
+    return float(pain.change + patient_global.change + lesions.change)
+
+
+def _values(scores: Iterable[Row], imaging: Iterable[Row]) -> dict[tuple[str, str], list[Value]]:
+    """The values that can be read, by analyte and unit."""
+    whole_body = {row["imaging"]: bool(row["whole_body"]) for row in imaging}
+    read = {*PEDCNO_ITEMS, *PAIN, *ON_MRI, "clinical-lesion-count"}
+    found: dict[tuple[str, str], list[Value]] = defaultdict(list)
+    for row in scores:
+        when = partial(row, "date")
+        status = NO_READING["mri" if row["analyte"] in ON_MRI else "clinical"]
+        if when is None or row["analyte"] not in read or row["status"] in status:
+            continue
+        extents = {whole_body[key] for key in row["studies"] or () if key in whole_body}
+        extent = extents.pop() if len(extents) == 1 else None
+        value = Value(when.point, Fraction(str(row["value"])), row["comparator"] or "", extent, row["lab"])
+        found[row["analyte"], row["unit"]].append(value)
+    return found
+
+
+def _answer(course: Course, kind: str, value: str, evidence: Sequence[Pair]) -> Attributed:
+    return Attributed(
+        assessment=f"derived/{course.name}/{kind}",
+        person=course.person,
+        kind=kind,
+        value=value,
+        when=max(pair.after.day for pair in evidence),
+        course=course,
+        attribution="window",
+        reason=None,
+        origin="derived",
+        sources=tuple(sorted({v.source for pair in evidence for v in (pair.before, pair.after)})),
+    )
