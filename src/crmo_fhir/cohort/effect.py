@@ -20,6 +20,8 @@ NO_READING = {
 }
 """Observation.status that is no (final) reading (edge cases E12, E32)."""
 
+ORIGINS = ("judged", "reviewed", "derived")
+"""Whose answer an assessment is: an Observation's, the review worksheet's, or that of scores."""
 SIX_MONTHS = 183
 
 
@@ -35,6 +37,7 @@ class Attributed:
     course: Course | None
     attribution: str
     reason: str | None
+    origin: str = "judged"
 
 
 def filter_observed(rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
@@ -89,7 +92,7 @@ def _attribute(person: str, row: Row, courses: list[Course], imaging: list[Row],
             return answer(None, "unattributed", "late: long after the stop")
         if day is not None and day < linked.start:
             return answer(None, "unattributed", "before the start of the course it is linked to")
-        if _locked(linked, courses, day):
+        if is_locked(linked, courses, day):
             return answer(None, "unattributed", "after the start of a TNF inhibitor")
         return answer(linked, "link", None if day else "not dated")
     if day is None:
@@ -107,7 +110,7 @@ def _attribute(person: str, row: Row, courses: list[Course], imaging: list[Row],
             <= _window_end(c, courses, parameters.mri_grace_days)
             and _has_baseline(c, baseline, imaging, parameters)
         ]
-    fitting = [c for c in fitting if not _locked(c, courses, day)]
+    fitting = [c for c in fitting if not is_locked(c, courses, day)]
     if not fitting:
         return answer(None, "unattributed", "in no course's window")
     return answer(max(fitting, key=lambda c: _claim(c, day)), "window")
@@ -136,7 +139,7 @@ def _linked(row: Row, courses: list[Course], day: date | None) -> tuple[Course |
     return None, False
 
 
-def _locked(course: Course, courses: list[Course], day: date | None) -> bool:
+def is_locked(course: Course, courses: list[Course], day: date | None) -> bool:
     """Whether methotrexate would be credited with what was seen after the start of a TNF-α inhibitor (edge case E03)."""
     return course.drug_class == "MTX" and any(
         c.drug_class == "TNF" and c.left_out is None and (day is None or c.start < day) for c in courses
@@ -189,15 +192,22 @@ def derive_effect(
     for own in courses.values():
         for course in own:
             found = by_course[course.name]
-            clinical = _primary([a for a in found if a.kind == "clinical"])
-            mri = _primary([a for a in found if a.kind == "mri"])
+            by_origin = {
+                kind: {o: _primary([a for a in found if (a.kind, a.origin) == (kind, o)]) for o in ORIGINS}
+                for kind in ("clinical", "mri")
+            }
+            clinical, mri = (_counted(by_origin[kind], parameters.effect_source) for kind in ("clinical", "mri"))
             primary |= {a.assessment for a in (clinical, mri) if a is not None}
-            clinically = [a for a in found if a.kind == "clinical" and a.value != "not-evaluable"]
+            clinically = [
+                a
+                for a in found
+                if a.kind == "clinical" and a.value != "not-evaluable" and clinical and a.origin == clinical.origin
+            ]
             reason = _not_evaluable(course, clinical, parameters)
             judged[course.name] = {
                 "effect": clinical.value if clinical else None,
                 "effect_low": clinical.when if clinical else None,
-                "judged": clinical.value if clinical else None,
+                **{o: one.value if (one := by_origin["clinical"][o]) else None for o in ORIGINS},
                 "exposure_enough": _is_exposed(course, parameters),
                 "effect_best": "sufficient"
                 if any(a.value == "sufficient" for a in clinically)
@@ -206,7 +216,7 @@ def derive_effect(
                 "evaluable": reason is None,
                 "not_evaluable_reason": reason,
                 "mri": mri.value if mri else None,
-                "mri_judged": mri.value if mri else None,
+                **{f"mri_{o}": one.value if (one := by_origin["mri"][o]) else None for o in ORIGINS},
                 "doses": [],
                 "products": [],
                 "assessments": sorted(a.assessment for a in found),
@@ -216,7 +226,7 @@ def derive_effect(
             "assessment": a.assessment,
             "person": a.person,
             "kind": a.kind,
-            "origin": "judged",
+            "origin": a.origin,
             "value": a.value,
             "date": a.when,
             "course": a.course.name if a.course else None,
@@ -227,6 +237,11 @@ def derive_effect(
         for a in attributed
     ]
     return judged, rows
+
+
+def _counted(primary: Mapping[str, Attributed | None], source: str) -> Attributed | None:
+    """What the study counts, of the primary answer of each origin; one origin after the other, never mixed."""
+    return next((found for origin in source.split("-or-") if (found := primary[origin]) is not None), None)
 
 
 def _favourable(value: str) -> bool:

@@ -23,7 +23,8 @@ def compute_members(tables: "Mapping[str, pd.DataFrame]", parameters: Parameters
     patients = rows_of(tables["patients"])
     foci = rows_of(tables["foci"])
     courses = rows_of(tables["courses"])
-    kinds = {row["assessment"]: row["kind"] for row in rows_of(tables["assessments"])}
+    # a judgement of the review worksheet is no resource that a report could name
+    kinds = {row["assessment"]: row["kind"] for row in rows_of(tables["assessments"]) if row["origin"] == "judged"}
 
     def judged(group: str, kind: str, units: Sequence[Unit]) -> list[Member]:
         return [
