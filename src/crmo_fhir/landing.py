@@ -654,16 +654,21 @@ def keep_release(study: Path, receipt: Mapping[str, Any]) -> None:
 
 def read_reviews(study: Path) -> list[dict[str, Any]]:
     """The reviews of a study, oldest first. Raises IntegrityError where one is missing or is not what was written."""
-    found = _review_files(study)
-    for number, path in enumerate(found, start=1):
-        if path.name != _review_name(number):
-            raise IntegrityError(f"{study / _REVIEWS / _review_name(number)}: is missing; put it back from a copy")
-    return [_read_sealed(path, "put it back from a copy") for path in found]
+    reviews = []
+    for number, path in enumerate(_review_files(study), start=1):
+        expected = path.with_name(_review_name(number))
+        if path != expected:
+            raise IntegrityError(f"{expected}: is missing; put it back from a copy")
+        review = _read_sealed(path, "put it back from a copy")
+        if review["number"] != number:
+            raise IntegrityError(f"{path}: is another review under this name; put the right one back from a copy")
+        reviews.append(review)
+    return reviews
 
 
 def write_review(study: Path, number: int, review: Mapping[str, Any]) -> None:
     """Keep what a review says, where no later extract or build touches it."""
-    _write_kept(study / _REVIEWS, _review_name(number), review)
+    _write_kept(study / _REVIEWS, _review_name(number), {**review, "number": number})
 
 
 def _review_name(number: int) -> str:

@@ -562,8 +562,9 @@ def read_review(
         number = len(earlier) + 1
         if earlier and earlier[-1]["worksheet"] == digest:
             number -= 1
-        questions = derive_questions(_tables(study), _parameters(raw.manifest["request"]), mark, everything=True)
-        read = read_answers(rows, questions, mark, number, datetime.now(UTC).date())
+        parameters = _parameters(raw.manifest["request"])
+        questions = derive_questions(_tables(study), parameters, mark, everything=True)
+        read = read_answers(rows, questions, mark, number, datetime.now(ZoneInfo(parameters.time_zone)).date())
         if read.faults:
             told = "; ".join(f"row {row}: {fault}" for row, fault in read.faults)
             raise IncompleteError(f"{path}: nothing was taken in; {told}; correct these rows and give it again")

@@ -11,14 +11,14 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from crmo_fhir.model.review import Judgement
+from crmo_fhir.model.review import ASSESSMENT, WRITTEN, Judgement
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Json = dict[str, Any]
 
-ASSESSMENT = "https://crmo-fhir.org/CodeSystem/assessment"
+_ATTRIBUTED, _REVIEWED = WRITTEN
 IDENTIFIER_SYSTEM = "https://crmo-fhir.org/attributed-effect"
 REVIEW_SYSTEM = "https://crmo-fhir.org/reviewed-effect"
 _CATEGORY = "http://terminology.hl7.org/CodeSystem/observation-category"
@@ -53,7 +53,7 @@ def _observation(judged: Any, course: Any) -> Json:
         judged,
         sources,
         identifier=(IDENTIFIER_SYSTEM, hashlib.sha256(f"{course.course}|{judged.assessment}".encode()).hexdigest()),
-        code="attributed-effect",
+        code=_ATTRIBUTED,
         text=f"{_SAID[judged.kind]}, attributed to it by its time window",
         method="Attributed by crmo-fhir; the judgement itself is what this is derived from",
         derived_from=[judged.assessment],
@@ -85,7 +85,7 @@ def _reviewed(row: Any, course: Any, judgement: Judgement, known: set[Any]) -> J
         row,
         sources,
         identifier=(REVIEW_SYSTEM, hashlib.sha256("|".join(named).encode()).hexdigest()),
-        code="reviewed-effect",
+        code=_REVIEWED,
         text=f"{_SAID[row.kind]}, as a clinician judged it on a review of the records",
         method=f"Review of the records on {judgement.reviewed_on.isoformat()}, by the worksheet of crmo-fhir",
         derived_from=[key for key in shown if key.partition("/")[0] in _DERIVED_FROM],

@@ -67,13 +67,13 @@ def _xlsx(lines: Sequence[Sequence[str]]) -> bytes:
     wrapped, grey = Alignment(vertical="top", wrap_text=True), PatternFill("solid", fgColor="EEEEEE")
     for number, line in enumerate([COLUMNS, *lines], start=1):
         for place, (column, text) in enumerate(zip(COLUMNS, line, strict=True), start=1):
-            cell = sheet.cell(number, place, text)
-            cell.data_type = "s"  # never a formula, whatever it begins with
+            cell = sheet.cell(number, place, text or None)
+            if text:
+                cell.data_type = "s"  # never a formula, whatever it begins with
             cell.alignment = wrapped
             if number == 1:
                 cell.font = Font(bold=True)
             elif column in ASKED:
-                cell.value = None
                 cell.protection = Protection(locked=False)
                 cell.number_format = "yyyy-mm-dd" if column in DATES else "@"
                 if column == "answer":

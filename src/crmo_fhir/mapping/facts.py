@@ -21,6 +21,7 @@ from crmo_fhir.fhir.references import Identifier, Key, parse, resolve
 from crmo_fhir.mapping.query import open_view, run_by_base
 from crmo_fhir.mapping.units import convert
 from crmo_fhir.model.records import RawFile
+from crmo_fhir.model.review import ASSESSMENT, WRITTEN
 from crmo_fhir.model.tables import FACTS, REPORT_CHARACTERS, SEXES, UNSPECIFIED, one_line
 
 if TYPE_CHECKING:
@@ -559,9 +560,11 @@ def _observations(reader: _Reader, rows: Iterable[Row], drugs: set[str]) -> tupl
     lesions, analytes = reader.artifacts.value_set("lesion-finding"), reader.artifacts.concept_map("analyte")
     observed, sites, labs = [], [], []
     for row in rows:
+        coded = [coding_of(c) for c in codings.get(row["key"], ())]
+        if any(c.system == ASSESSMENT and c.code in WRITTEN for c in coded):
+            continue  # what a study wrote back is no evidence, nor a day on which the child was seen
         patient = reader.patient(row)
         when = reader.date(row, "effective_datetime", "effective_instant", "effective_end", "effective_start", "issued")
-        coded = [coding_of(c) for c in codings.get(row["key"], ())]
         status = row["status"] or "unknown"
         if status not in {"entered-in-error", "cancelled"}:
             reader.seen(row["key"], patient, when)

@@ -9,6 +9,9 @@ from dataclasses import asdict, dataclass
 from datetime import date
 from typing import Any
 
+ASSESSMENT = "https://crmo-fhir.org/CodeSystem/assessment"
+WRITTEN = ("attributed-effect", "reviewed-effect")
+"""Codes of that system under which `publish` writes effects: a pull reads them neither as a judgement nor as a contact."""
 ANSWERS = {
     "clinical": ("sufficient", "insufficient", "not-evaluable"),
     "mri": ("regression", "no-regression", "not-evaluable"),
