@@ -656,6 +656,42 @@ def verify(study: Path, mappings: Path | None, accept_partial: bool, quiet: bool
 
 
 @cli.command()
+@click.argument("study", type=click.Path(path_type=Path))
+@click.option(
+    "--out", metavar="FILE", type=click.Path(path_type=Path), help="Write the worksheet, .xlsx or .csv by its name."
+)
+@click.option("--in", "given", metavar="FILE", type=click.Path(path_type=Path), help="Take in a worksheet, filled in.")
+@click.option("--all", "everything", is_flag=True, help="With --out: ask for every course in the figures.")
+@_mappings
+@_accept_partial
+@_quiet
+def review(
+    study: Path,
+    out: Path | None,
+    given: Path | None,
+    everything: bool,
+    mappings: Path | None,
+    accept_partial: bool,
+    quiet: bool,
+) -> None:
+    """Ask a clinician to judge the courses of STUDY whose effect no record tells, and take the judgements in.
+
+    The worksheet holds records of single children and stays in the hospital. All of its rows are taken in, or none.
+    """
+    if out is not None and given is None:
+        written = pipeline.write_review(study, out, everything=everything, accept_partial=accept_partial)
+        _say(f"{written.rows} judgements are asked for in {out}", quiet=quiet)
+        _say(f"filled in, take them in with: crmo-fhir review {study} --in {out}", quiet=quiet)
+        return
+    if given is None or out is not None or everything:
+        raise UsageError("review takes either --out FILE (with --all, if wanted) or --in FILE; give one of them")
+    with _screen(quiet=quiet) as screen:
+        taken = pipeline.read_review(study, given, mappings=mappings, accept_partial=accept_partial, voice=screen.voice)
+    what = f" as review {taken.number}; next: crmo-fhir measure {study}" if taken.rows else ""
+    _say(f"{taken.rows} judgements taken in, {taken.left_open} rows left open{what}", quiet=quiet)
+
+
+@cli.command()
 @click.argument("source", required=False)
 @_extract_options
 @_study_option

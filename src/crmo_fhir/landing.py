@@ -43,8 +43,9 @@ JOURNAL_HOURS = 24
 """What a run that was cut off has fetched is used again for so long."""
 _RECEIPTS = "receipts"
 _RELEASE = "release"
+_REVIEWS = "reviews"
 _RESTORE = "restore it, or move it out of the study"
-_STATE = (_RECEIPTS, ".lock", ".journal", ".export", ".raw-new", ".raw-old", ".cohort-new", ".cohort-old")
+_STATE = (_RECEIPTS, _REVIEWS, ".lock", ".journal", ".export", ".raw-new", ".raw-old", ".cohort-new", ".cohort-old")
 DRY_RUN = "publish-dry-run.json"
 OUTPUTS = (
     "results.csv",
@@ -554,7 +555,7 @@ def write_cohort(study: Path, files: Mapping[str, bytes], build: Mapping[str, An
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(mode=0o700)
     written = {name: _write_bytes(staging / name, content)["sha256"] for name, content in sorted(files.items())}
-    _write(staging / "build.json", _sealed({**build, "files": written}))
+    _write(staging / "build.json", _sealed({**build, "reviews": _review_hashes(study), "files": written}))
     _swap(staging, study / "cohort")
 
 
@@ -570,6 +571,8 @@ def open_cohort(study: Path, raw: Raw) -> dict[str, Any]:
     build = _read_sealed(path, again)
     if build["raw"] != raw.sha256:
         raise IntegrityError(f"{study}: the cohort was built from another pull; {again}")
+    if build["reviews"] != _review_hashes(study):
+        raise IntegrityError(f"{study / _REVIEWS}: the reviews are not those the cohort was built with; {again}")
     _check_files(study / "cohort", build["files"], {"build.json"})
     return build
 
@@ -649,6 +652,55 @@ def keep_release(study: Path, receipt: Mapping[str, Any]) -> None:
         write_receipt(study, f"release-{len(earlier) + 1}.json", receipt)
 
 
+def read_reviews(study: Path) -> list[dict[str, Any]]:
+    """The reviews of a study, oldest first. Raises IntegrityError where one is missing or is not what was written."""
+    reviews = []
+    for number, path in enumerate(_review_files(study), start=1):
+        expected = path.with_name(_review_name(number))
+        if path != expected:
+            raise IntegrityError(f"{expected}: is missing; put it back from a copy")
+        review = _read_sealed(path, "put it back from a copy")
+        if review["number"] != number:
+            raise IntegrityError(f"{path}: is another review under this name; put the right one back from a copy")
+        reviews.append(review)
+    return reviews
+
+
+def write_review(study: Path, number: int, review: Mapping[str, Any]) -> None:
+    """Keep what a review says, where no later extract or build touches it."""
+    _write_kept(study / _REVIEWS, _review_name(number), {**review, "number": number})
+
+
+def _review_name(number: int) -> str:
+    return f"{number:04}.json"
+
+
+def _review_files(study: Path) -> list[Path]:
+    return sorted((study / _REVIEWS).glob("[0-9]*.json"), key=lambda path: (len(path.name), path.name))
+
+
+def _review_hashes(study: Path) -> dict[str, str]:
+    return {path.name: sha256_of(path) for path in _review_files(study)}
+
+
+def write_new(path: Path, content: bytes, study: Path) -> None:
+    """Write a file for its owner alone and in one step. Raises UsageError where there is one, or where it may not stand."""
+    if path.is_symlink() or path.exists():
+        raise UsageError(f"{path}: is there already and is not written over; choose another name")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path.parent}: no such folder; make it, or choose another")
+    place, own = path.parent.resolve(), study.resolve()
+    if own in place.parents or (place == own and (path.name in (*OUTPUTS, *ON_REQUEST) or path.name.startswith("."))):
+        raise UsageError(f"{path}: that place is the program's own; choose another")
+    staged = _staged(path.parent, path.name)
+    try:
+        _write_bytes(staged, content)
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
 def _staged(study: Path, name: str) -> Path:
     return study / f".{name}.new"
 
@@ -666,9 +718,12 @@ def read_dry_run(study: Path) -> dict[str, Any] | None:
 
 def write_receipt(study: Path, name: str, receipt: Mapping[str, Any]) -> None:
     """Write a receipt in one step; what it replaces is there until then."""
-    folder = study / _RECEIPTS
+    _write_kept(study / _RECEIPTS, name, receipt)
+
+
+def _write_kept(folder: Path, name: str, content: Mapping[str, Any]) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
-    _write(_staged(folder, name), _sealed(receipt))
+    _write(_staged(folder, name), _sealed(content))
     _staged(folder, name).replace(folder / name)
     _sync_folder(folder)
 
@@ -740,8 +795,9 @@ def _mend(study: Path) -> None:
     for name in (*OUTPUTS, *ON_REQUEST):
         for folder in (study, study / _RELEASE):
             _staged(folder, name).unlink(missing_ok=True)
-    for left in (study / _RECEIPTS).glob(".*.new"):
-        left.unlink(missing_ok=True)
+    for folder in (study / _RECEIPTS, study / _REVIEWS):
+        for left in folder.glob(".*.new"):
+            left.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

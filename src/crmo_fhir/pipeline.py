@@ -454,15 +454,14 @@ def _build(study: Path, artifacts: "Artifacts", voice: Voice, *, accept_partial:
     from crmo_fhir.cohort import derive_cohort
     from crmo_fhir.engine import open_engine
     from crmo_fhir.mapping.facts import read_facts
+    from crmo_fhir.model.review import judgement_of
     from crmo_fhir.model.tables import COHORT
 
     raw = landing.open_raw(study, accept_partial=accept_partial)
     request = raw.manifest["request"]
-    if request["mappings"] != artifacts.digest:
-        raise UsageError(
-            f"{study}: extracted with other mappings; give the same --mappings, or extract into a new folder"
-        )
+    _refuse_other_mappings(study, raw, artifacts)
     parameters = _parameters(request)
+    reviews = [judgement_of(one) for review in landing.read_reviews(study) for one in review["judgements"]]
     with open_engine() as engine:
         facts, type_counts = read_facts(engine, artifacts, raw.files, raw.aliases, ZoneInfo(parameters.time_zone))
     cohort = derive_cohort(
@@ -471,6 +470,7 @@ def _build(study: Path, artifacts: "Artifacts", voice: Voice, *, accept_partial:
         raw.manifest["source"]["records"],
         parameters,
         date.fromisoformat(raw.manifest["extracted"]),
+        reviews,
     )
     files = {f"{name}.parquet": table.to_parquet(cohort.tables[name]) for name, table in COHORT.items()}
     files["attrition.csv"] = _csv(cohort.tables["attrition"])
@@ -491,6 +491,113 @@ def _build(study: Path, artifacts: "Artifacts", voice: Voice, *, accept_partial:
     )
     if unresolved:
         voice.warn(f"{unresolved} records name no Patient that is here; attrition.csv lists them by type")
+
+
+def _refuse_other_mappings(study: Path, raw: "Raw", artifacts: "Artifacts") -> None:
+    if raw.manifest["request"]["mappings"] != artifacts.digest:
+        raise UsageError(
+            f"{study}: extracted with other mappings; give the same --mappings, or extract into a new folder"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Reviewed:
+    """What came of `review`: how many rows were written, or judgements taken in (as which review) and rows left open."""
+
+    rows: int
+    number: int = 0
+    left_open: int = 0
+
+
+def write_review(study: Path, out: Path, *, everything: bool = False, accept_partial: bool = False) -> Reviewed:
+    """STUDY/cohort → the worksheet of the courses that a clinician must judge, XLSX or CSV by the ending of `out`.
+
+    `everything` asks for every course in the figures. Raises UsageError where there is such a file already.
+    """
+    from crmo_fhir import landing
+    from crmo_fhir.cohort.review import derive_questions
+    from crmo_fhir.export.worksheet import check_ending, write_worksheet
+
+    check_ending(out.name)
+    with landing.hold(study):
+        raw = landing.open_raw(study, accept_partial=accept_partial)
+        landing.open_cohort(study, raw)
+        mark, parameters = _mark(raw), _parameters(raw.manifest["request"])
+        questions = derive_questions(_tables(study), parameters, mark, everything=everything)
+        landing.write_new(out, write_worksheet(out.name, [question.cells for question in questions]), study)
+    return Reviewed(len(questions))
+
+
+def read_review(
+    study: Path,
+    path: Path,
+    *,
+    mappings: Path | None = None,
+    accept_partial: bool = False,
+    voice: Voice = SILENT,
+) -> Reviewed:
+    """A worksheet that was filled in → STUDY/reviews, and the cohort built again with its judgements.
+
+    All of it is taken in, or nothing: IncompleteError names every row that cannot be. The same worksheet again is nothing new.
+    """
+    import hashlib
+
+    from crmo_fhir import landing
+    from crmo_fhir.artifacts import Artifacts
+    from crmo_fhir.cohort.review import derive_questions, read_answers
+    from crmo_fhir.export.worksheet import read_worksheet
+
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; give the worksheet that 'crmo-fhir review {study} --out' wrote")
+    content = path.read_bytes()
+    with landing.hold(study):
+        raw = landing.open_raw(study, accept_partial=accept_partial)
+        landing.open_cohort(study, raw)
+        artifacts = Artifacts.load(mappings)
+        _refuse_other_mappings(study, raw, artifacts)
+        rows, mark, earlier = read_worksheet(str(path), content), _mark(raw), landing.read_reviews(study)
+        if rows and all(cells["study"] != mark for _, cells in rows):
+            raise UsageError(f"{path}: is a worksheet of another study; nothing was taken in, name the study it is of")
+        digest = hashlib.sha256(content).hexdigest()
+        number = len(earlier) + 1
+        if earlier and earlier[-1]["worksheet"] == digest:
+            number -= 1
+        parameters = _parameters(raw.manifest["request"])
+        questions = derive_questions(_tables(study), parameters, mark, everything=True)
+        read = read_answers(rows, questions, mark, number, datetime.now(ZoneInfo(parameters.time_zone)).date())
+        if read.faults:
+            told = "; ".join(f"row {row}: {fault}" for row, fault in read.faults)
+            raise IncompleteError(f"{path}: nothing was taken in; {told}; correct these rows and give it again")
+        taken = Reviewed(len(read.judgements), number, read.left_open)
+        if read.judgements and number > len(earlier):
+            kept = {"worksheet": digest, "judgements": [one.plain() for one in read.judgements]}
+            landing.write_review(study, number, kept)
+            _build(study, artifacts, voice, accept_partial=accept_partial)
+        assessments = _tables(study)["assessments"]
+        names = {one.name for one in read.judgements}
+        lost = sum(
+            name in names and how == "unattributed"
+            for name, how in zip(assessments["assessment"], assessments["attribution"], strict=True)
+        )
+        if lost:
+            voice.warn(f"{lost} of these judgements count for no course by their dates; attrition.csv says why")
+    return taken
+
+
+def _mark(raw: "Raw") -> str:
+    """What tells the worksheets of a study from those of others: the SHA-256 of the request that made it."""
+    import hashlib
+
+    told = json.dumps(raw.manifest["request"], ensure_ascii=False, sort_keys=True)
+    return hashlib.sha256(told.encode("utf-8")).hexdigest()
+
+
+def _tables(study: Path) -> "dict[str, pd.DataFrame]":
+    """The tables of STUDY/cohort, which was checked."""
+    from crmo_fhir.model.tables import COHORT
+
+    folder = study / "cohort"
+    return {name: table.from_parquet((folder / f"{name}.parquet").read_bytes()) for name, table in COHORT.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -630,7 +737,6 @@ def _figures(
 ) -> "tuple[Measured, dict[str, str]]":
     """The figures of a study and the files they are written to; `built` is the record of its cohort, which was checked."""
     from crmo_fhir.metrics import compute_members, compute_results
-    from crmo_fhir.model.tables import COHORT
 
     if built["program"] != __version__:
         raise IntegrityError(
@@ -640,7 +746,7 @@ def _figures(
     if request["mappings"] != artifacts.digest:
         raise UsageError(f"{study}: extracted with other mappings; give the same --mappings")
     parameters, folder, form = _parameters(request), study / "cohort", Form(**account["form"])
-    tables = {name: table.from_parquet((folder / f"{name}.parquet").read_bytes()) for name, table in COHORT.items()}
+    tables = _tables(study)
     known = _study(raw.manifest, built, tables["patients"], parameters, folder, Reporter(**account["reporter"]))
     measured = Measured(compute_results(tables, parameters), known)
     members = compute_members(tables, parameters) if form.individual else None
@@ -911,12 +1017,13 @@ def _individual(study: Path) -> list[dict[str, Any]]:
 
 
 def _attributed(study: Path) -> list[dict[str, Any]]:
-    from crmo_fhir.export.observations import build_attributed_effects
-    from crmo_fhir.model.tables import COHORT
+    from crmo_fhir import landing
+    from crmo_fhir.export.observations import build_attributed_effects, build_reviewed_effects
+    from crmo_fhir.model.review import judgement_of
 
-    folder = study / "cohort"
-    names = ("courses", "assessments")
-    return build_attributed_effects({n: COHORT[n].from_parquet((folder / f"{n}.parquet").read_bytes()) for n in names})
+    tables = _tables(study)
+    reviews = [judgement_of(one) for review in landing.read_reviews(study) for one in review["judgements"]]
+    return [*build_attributed_effects(tables), *build_reviewed_effects(tables, reviews)]
 
 
 def _json_of(path: Path) -> dict[str, Any]:

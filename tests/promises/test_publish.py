@@ -1,6 +1,7 @@
 """Promises 80-84: the way back. Whole commands against a server on a real socket, which loses answers, alters and conflicts."""
 
 import base64
+import csv
 import hashlib
 import json
 import os
@@ -803,6 +804,60 @@ def test_an_effect_that_the_study_no_longer_attributes_is_taken_back(way):
     assert [one["status"] for one in ours(way)] == ["entered-in-error"]
     assert way.confirmed("--withdraw").code == 0
     assert [one["status"] for one in (*ours(way), *way.held())] == ["entered-in-error", "error"]
+
+
+def reviewed(way: Way, folder: Path, name: str, **cells: str) -> Ran:
+    """A worksheet of all courses, filled in for p2."""
+    assert way.crmo("review", way.study, "--out", folder / f"{name}.csv", "--all", "-q").code == 0
+    with (folder / f"{name}.csv").open(encoding="utf-8", newline="") as text:
+        rows = list(csv.DictReader(text))
+    given = {"reviewer": "Dr Åse Ø", "reviewed_on": "2026-11-20", "comment": "not for the records", **cells}
+    with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as text:
+        writer = csv.DictWriter(text, rows[0])
+        writer.writeheader()
+        writer.writerows(
+            {**row, **(given if row["course"] == "Patient/p2/TNF-1" and row["kind"] == "clinical" else {})}
+            for row in rows
+        )
+    ran = way.crmo("review", way.study, "--in", folder / f"{name}.csv")
+    assert ran.code == 0, ran.err
+    assert way.crmo("measure", way.study, "-q").code == 0
+    return ran
+
+
+def test_judgements_of_a_review_are_written_on_the_patients_only_when_asked_for(way, tmp_path):
+    code = {"coding": [{"system": "http://loinc.org", "code": "1988-5"}]}
+    value = {"value": 4, "unit": "mg/L", "system": "http://unitsofmeasure.org", "code": "mg/L"}
+    crp = {"resourceType": "Observation", "id": "l1", "status": "final", "code": code, "valueQuantity": value}
+    way.server.update({**crp, "subject": {"reference": "Patient/p2"}, "effectiveDateTime": "2005-07-01"})
+    way.again()
+    reviewed(way, tmp_path, "first", answer="sufficient", judged_on="2005-09-01")
+    figures = (way.study / "results.csv").read_bytes()
+    assert way.confirmed().code == 0
+    assert ours(way) == []
+    ran = way.confirmed("--observations")
+    assert ran.code == 0, ran.err
+    (made,) = ours(way)
+    assert made["subject"] == {"reference": "Patient/p2"}
+    assert made["performer"] == [{"display": "Dr Åse Ø"}]
+    assert made["partOf"] == [{"reference": "MedicationStatement/m2"}]
+    assert made["derivedFrom"] == [{"reference": "Observation/l1"}]
+    assert made["valueCodeableConcept"]["coding"][0]["code"] == "sufficient"
+    assert (made["effectiveDateTime"], made["status"]) == ("2005-09-01", "final")
+    assert "2026-11-20" in made["method"]["text"]
+    assert "not for the records" not in json.dumps(made)
+    get_fhir_model_class("Observation").model_validate(made)
+    assert {"reference": f"Observation/{made['id']}/_history/1"} in way.held("Provenance")[-1]["target"]
+    way.again()  # what was written is no evidence for the next pull, nor a day on which the child was seen
+    assert (way.study / "results.csv").read_bytes() == figures
+    assert "reviewed-effect" not in (way.study / "cohort" / "unmapped.csv").read_text()
+    assert "nothing to write" in way.publish("--observations").out
+
+    reviewed(way, tmp_path, "second", answer="insufficient", judged_on="2005-09-01")
+    assert way.confirmed("--observations").code == 0
+    (changed,) = ours(way)
+    assert (changed["id"], changed["meta"]["versionId"]) == (made["id"], "2")
+    assert changed["valueCodeableConcept"]["coding"][0]["code"] == "insufficient"
 
 
 def of_children(way: Way, *children: str) -> None:

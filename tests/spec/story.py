@@ -5,7 +5,7 @@ members of a list (`none` for an empty one). What a story does not say has a def
 last record of anybody on 2013-01-01.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 from itertools import count
 from typing import Any
@@ -17,6 +17,7 @@ from crmo_fhir.cohort import Cohort, derive_cohort
 from crmo_fhir.fhir.dates import parse_date
 from crmo_fhir.metrics import compute_results
 from crmo_fhir.model.parameters import Parameters
+from crmo_fhir.model.review import Judgement
 from crmo_fhir.model.tables import FACTS, Table
 
 WINDOW = Parameters(since=date(2002, 1, 1), until=date(2011, 12, 31))
@@ -144,11 +145,16 @@ def _dated(row: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def tell(parameters: Parameters = WINDOW, type_counts: Mapping[str, int] | None = None, **given: str) -> Cohort:
+def tell(
+    parameters: Parameters = WINDOW,
+    type_counts: Mapping[str, int] | None = None,
+    reviews: Sequence[Judgement] = (),
+    **given: str,
+) -> Cohort:
     """The cohort a story gives."""
     facts = facts_of(**given)
     counts = type_counts if type_counts is not None else {"MedicationStatement": len(facts["exposure"])}
-    return derive_cohort(facts, counts, counts, parameters, AS_OF)
+    return derive_cohort(facts, counts, counts, parameters, AS_OF, reviews)
 
 
 def expect(frame: pd.DataFrame, text: str) -> None:

@@ -1,7 +1,7 @@
 """From facts to the cohort: criteria and attrition, foci, courses and lines, effect (clinical rules §2–§4)."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING
@@ -11,10 +11,23 @@ from crmo_fhir.cohort.criteria import Child, Row, compute_contradiction, filter_
 from crmo_fhir.cohort.derived import derive_answers
 from crmo_fhir.cohort.effect import attribute_effects, derive_effect, filter_observed
 from crmo_fhir.cohort.foci import compute_focality, compute_focality_at_diagnosis, derive_foci
+from crmo_fhir.cohort.review import attribute_reviews
 from crmo_fhir.fhir.dates import PartialDate
 from crmo_fhir.model.parameters import Parameters
 from crmo_fhir.model.records import STRONGER_THAN_ORDERS
-from crmo_fhir.model.tables import ASSESSMENTS, ATTRITION, COURSES, FOCI, IMAGING, LAB, PATIENTS, rows_of, type_of
+from crmo_fhir.model.review import Judgement
+from crmo_fhir.model.tables import (
+    ASSESSMENTS,
+    ATTRITION,
+    COURSES,
+    FOCI,
+    IMAGING,
+    LAB,
+    PATIENTS,
+    REPORT,
+    rows_of,
+    type_of,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,10 +48,12 @@ def derive_cohort(
     source_counts: Mapping[str, int],
     parameters: Parameters,
     as_of: date,
+    reviews: Sequence[Judgement] = (),
 ) -> Cohort:
     """The cohort from the facts `mapping` read.
 
     `type_counts` are the records landed by type, `source_counts` those of the whole source, `as_of` is the day of the extraction: what lies after it is refused.
+    `reviews` are the judgements of the review worksheets.
     Returns the tables of `model.tables.COHORT` and the attrition, whose first rows count records and last ones persons.
     """
     children, attrition = filter_cohort(facts, parameters, as_of)
@@ -91,6 +106,7 @@ def derive_cohort(
         observed[person], refused = filter_observed(rows)
         listed += refused
     attributed = attribute_effects(observed, courses, imaging, parameters)
+    attributed += attribute_reviews(reviews, courses, person_of, parameters)
     scores, refused = _seen(facts["lab"], "lab", by_person, person_of, as_of)
     listed += refused
     derived, changes = derive_answers(courses, scores, imaging, parameters)
@@ -123,6 +139,9 @@ def derive_cohort(
         "assessments": ASSESSMENTS.frame(assessments),
         "labs": LAB.frame(labs),
         "imaging": IMAGING.frame({**row, "patient": p} for p, rows in imaging.items() for row in rows),
+        "reports": REPORT.frame(
+            {**row, "patient": p} for p, rows in _by_person(facts["report"], person_of).items() for row in rows
+        ),
     }
     rows = attrition + _record_rows(listed, type_counts) + _course_rows(courses) + _assessment_rows(assessments)
     tables["attrition"] = _ordered(rows)
@@ -256,8 +275,8 @@ def _course_rows(courses: Mapping[str, list[Course]]) -> list[Row]:
 
 
 def _assessment_rows(assessments: list[Row]) -> list[Row]:
-    """What became of the judgements in the records; a derived answer or a review is none."""
-    assessments = [a for a in assessments if a["origin"] == "judged"]
+    """What became of the judgements in the records and of the reviews; an answer derived from scores is always of its course."""
+    assessments = [a for a in assessments if a["origin"] != "derived"]
     kept = len(assessments)
     rows = []
     for reason, dropped in sorted(Counter(a["reason"] for a in assessments if a["course"] is None).items()):

@@ -41,7 +41,7 @@ from typing import Any
 
 from crmo_fhir.cohort.courses import ESCALATIONS, Course
 from crmo_fhir.cohort.criteria import Row, partial
-from crmo_fhir.cohort.effect import NO_READING, Attributed, _claim, _locked, _window_end
+from crmo_fhir.cohort.effect import NO_READING, Attributed, _claim, _window_end, is_locked
 from crmo_fhir.model.parameters import Parameters
 
 PEDCNO_ITEMS = ("esr", "lesion-count", "physician-global", "patient-global", "chaq")
@@ -115,7 +115,7 @@ class _Windows:
             if c.left_out is None
             and c.drug_class in ESCALATIONS | {"NSAID", "GC"}
             and c.start + timedelta(days=self.earliest) <= day <= _window_end(c, courses, self.grace)
-            and not _locked(c, courses, day)
+            and not is_locked(c, courses, day)
             and (not self.needs_baseline or self.baselines(c, values))
         ]
         return max(fitting, key=lambda c: _claim(c, day), default=None)

@@ -137,7 +137,7 @@ def _judge(
             return answer(None, "unattributed", "late: long after the stop")
         if day is not None and day < linked.start:
             return answer(None, "unattributed", "before the start of the course it is linked to")
-        if _locked(linked, courses, day):
+        if is_locked(linked, courses, day):
             return answer(None, "unattributed", "after the start of a TNF inhibitor")
         return answer(linked, "link", None if day else "not dated")
     if day is None:
@@ -157,7 +157,7 @@ def _judge(
             <= _window_end(c, courses, parameters.mri_grace_days)
             and _has_baseline(c, [baseline] if baseline else imaging, seen, parameters)
         ]
-    fitting = [c for c in fitting if not _locked(c, courses, day)]
+    fitting = [c for c in fitting if not is_locked(c, courses, day)]
     if not fitting:
         return answer(None, "unattributed", "in no course's window")
     return answer(max(fitting, key=lambda c: _claim(c, day)), "window")
@@ -186,7 +186,7 @@ def _linked(row: Row, courses: list[Course], day: date | None) -> tuple[Course |
     return None, False
 
 
-def _locked(course: Course, courses: list[Course], day: date | None) -> bool:
+def is_locked(course: Course, courses: list[Course], day: date | None) -> bool:
     """Whether methotrexate would be credited with what was seen after the start of a TNF-α inhibitor (edge case E03)."""
     return course.drug_class == "MTX" and any(
         c.drug_class == "TNF" and c.left_out is None and (day is None or c.start < day) for c in courses
@@ -291,7 +291,7 @@ def derive_effect(
                 **{f"mri_{origin}": _value(answers[origin, "mri"]) for origin in ORIGINS},
                 "assessments": sorted(
                     {a.assessment for a in found if a.origin == "judged"}
-                    | {key for a in found if a.origin in counted for key in a.sources}
+                    | {key for a in found if a.origin in counted for key in a.sources or (a.assessment,)}
                 ),
             }
     rows = [

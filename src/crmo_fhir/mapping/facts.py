@@ -4,9 +4,12 @@ Nothing is judged here: a record that cannot be used as it is appears in `listed
 places in `unmapped`, and the rooms that follow decide what counts.
 """
 
+import base64
+import binascii
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
@@ -18,7 +21,8 @@ from crmo_fhir.fhir.references import Identifier, Key, parse, resolve
 from crmo_fhir.mapping.query import open_view, run_by_base
 from crmo_fhir.mapping.units import convert, is_possible
 from crmo_fhir.model.records import RawFile
-from crmo_fhir.model.tables import FACTS, SEXES, UNSPECIFIED, type_of
+from crmo_fhir.model.review import ASSESSMENT, WRITTEN
+from crmo_fhir.model.tables import FACTS, REPORT_CHARACTERS, SEXES, UNSPECIFIED, one_line, type_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -238,6 +242,7 @@ def read_facts(
     facts["observed"], lesion_sites, facts["lab"] = _observations(reader, base_views["observation"], drugs)
     facts["site"] = condition_sites + lesion_sites
     facts["imaging"] = list(_imaging(reader, base_views))
+    facts["report"] = list(_reports(reader, base_views["diagnostic_report"], {r["imaging"] for r in facts["imaging"]}))
     facts["contact"] = reader.contacts
     facts["listed"] = list({(r["source"], r["reason"]): r for r in reader.listed}.values())
     facts["unmapped"] = [
@@ -583,9 +588,11 @@ def _observations(reader: _Reader, rows: Iterable[Row], drugs: set[str]) -> tupl
     lesions, analytes = reader.artifacts.value_set("lesion-finding"), reader.artifacts.concept_map("analyte")
     observed, sites, labs = [], [], []
     for row in rows:
+        coded = [coding_of(c) for c in codings.get(row["key"], ())]
+        if any(c.system == ASSESSMENT and c.code in WRITTEN for c in coded):
+            continue  # what a study wrote back is no evidence, nor a day on which the child was seen
         patient = reader.patient(row)
         when = reader.date(row, "effective_datetime", "effective_instant", "effective_end", "effective_start", "issued")
-        coded = [coding_of(c) for c in codings.get(row["key"], ())]
         status = row["status"] or "unknown"
         if status not in {"entered-in-error", "cancelled"}:
             reader.seen(row["key"], patient, when)
@@ -717,3 +724,78 @@ def _imaging(reader: _Reader, views: Mapping[str, list[Row]]) -> Iterator[Row]:
         found = study(row, codes, "effective_datetime", "effective_start", is_mri=mri.contains)
         if found and not (row["imaging"] or row["imaging_r5"]):
             yield found
+
+
+REPORTED = {"final", "amended", "corrected", "appended", "preliminary", "partial"}
+"""Statuses of a report whose text may be shown; `preliminary` and `partial` ones are marked where they are."""
+
+
+def _reports(reader: _Reader, rows: Iterable[Row], studies: set[str]) -> Iterator[Row]:
+    """The texts of the reports of MR studies, by the code of the report or the study it is of."""
+    mri = reader.artifacts.value_set("mri-procedure")
+    for row in rows:
+        text = row["conclusion"] or _presented(row)
+        if row["status"] not in REPORTED or not text:
+            continue
+        named = {resolve(r, row["base"], reader.known, reader.aliases) for r in (*row["imaging"], *row["imaging_r5"])}
+        keys = {reader.known[key] for key in named if key is not None}
+        if not (keys & studies or any(mri.contains(c) for c in paired(row, "code"))):
+            continue
+        patient, when = reader.patient(row), reader.date(row, "effective_datetime", "effective_start")
+        if shown := one_line(text)[:REPORT_CHARACTERS]:
+            yield {
+                "report": row["key"],
+                "patient": patient,
+                "status": row["status"],
+                **ends("date", when),
+                "text": shown,
+            }
+
+
+def _presented(row: Row) -> str:
+    """The text presented with a report, plain or as HTML; what is no text is passed over."""
+    for name, read in (("plain", str), ("html", _text_of)):
+        texts = [read(base64.b64decode(d, validate=True).decode("utf-8")) for d in row[name] or () if _is_text(d)]
+        if texts:
+            return " ".join(texts)
+    return ""
+
+
+def _is_text(data: str) -> bool:
+    try:
+        base64.b64decode(data, validate=True).decode("utf-8")
+    except (binascii.Error, ValueError):
+        return False
+    return True
+
+
+class _Words(HTMLParser):
+    """What a reader of a page would read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self._hidden = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Scripts, styles and the head are no text; a tag parts words."""
+        del attrs
+        self._hidden += tag in {"script", "style"}
+        self.words.append(" ")
+
+    def handle_endtag(self, tag: str) -> None:
+        """The end of what is no text."""
+        self._hidden -= tag in {"script", "style"} and self._hidden > 0
+        self.words.append(" ")
+
+    def handle_data(self, data: str) -> None:
+        """A text."""
+        if not self._hidden:
+            self.words.append(data)
+
+
+def _text_of(page: str) -> str:
+    words = _Words()
+    words.feed(page)
+    words.close()
+    return "".join(words.words)

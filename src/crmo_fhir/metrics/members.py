@@ -25,8 +25,9 @@ def compute_members(tables: "Mapping[str, pd.DataFrame]", parameters: Parameters
     courses = rows_of(tables["courses"])
     kinds: dict[str, set[str]] = defaultdict(set)
     for row in rows_of(tables["assessments"]):
-        for key in row["sources"] or [row["assessment"]]:
-            kinds[key].add(row["kind"])
+        if row["origin"] != "reviewed":  # a judgement of the review worksheet is no resource that a report could name
+            for key in row["sources"] or [row["assessment"]]:
+                kinds[key].add(row["kind"])
 
     def judged(group: str, kind: str, units: Sequence[Unit]) -> list[Member]:
         return [

@@ -111,6 +111,11 @@ def rows_of(frame: "pd.DataFrame") -> list[dict[str, Any]]:
     return [dict(zip(frame.columns, values, strict=True)) for values in frame.itertuples(index=False, name=None)]
 
 
+def one_line(text: str) -> str:
+    """The text in one line, without control characters or marks that turn the direction of writing."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
 SEXES = ("female", "male", "other", "unknown")
 FOCALITIES = ("unifocal", "multifocal", "unknown")
 RUNGS = ("administration", "dispense", "statement", "order")
@@ -262,6 +267,26 @@ IMAGING = Table(
         *_dates("date", "date of the study"),
     ),
 )
+REPORT_CHARACTERS = 2000
+"""So much of the text of a report is kept."""
+REPORT = Table(
+    "report",
+    "the text of one report of an MR study, for the review worksheet; nothing is read out of it",
+    ("report",),
+    (
+        Column("report", "text", "key of the DiagnosticReport", required=True),
+        Column("patient", "text", "key of its Patient; key of the person in STUDY/cohort"),
+        Column(
+            "status",
+            "text",
+            "status as found",
+            required=True,
+            allowed=("final", "amended", "corrected", "appended", "preliminary", "partial"),
+        ),
+        *_dates("date", "date of the study"),
+        Column("text", "text", "conclusion, else the text presented; one line, cut", required=True),
+    ),
+)
 CONTACT = Table(
     "contact",
     "a day on which the child was seen or treated, from any record",
@@ -305,6 +330,7 @@ FACTS = (
     OBSERVED,
     LAB,
     IMAGING,
+    REPORT,
     CONTACT,
     UNMAPPED,
     LISTED,
@@ -446,5 +472,6 @@ COHORT = {
     "assessments": ASSESSMENTS,
     "labs": LAB,
     "imaging": IMAGING,
+    "reports": REPORT,
 }
 """The Parquet files of `STUDY/cohort`, by name."""
