@@ -79,11 +79,20 @@ def test_parameters_and_server_come_from_the_configuration(crmo, tmp_path, monke
         "[parameters]\ngap = 90",
         '[parameters]\ngap_days = "90"',
         "[parameters]\ngap_days = -1",
+        '[parameters]\npartial_dates = "first"',
         "not toml",
         "reporter = 7",
         'reporter_reference = "Ward 7"',
     ],
-    ids=["unknown name", "text for a number", "negative", "no TOML", "reporter no text", "no reference"],
+    ids=[
+        "unknown name",
+        "text for a number",
+        "negative",
+        "no such word",
+        "no TOML",
+        "reporter no text",
+        "no reference",
+    ],
 )
 def test_a_wrong_configuration_is_one_line(crmo, tmp_path, monkeypatch, text):
     monkeypatch.setenv("CRMO_FHIR_CONFIG", str(tmp_path / "c.toml"))
