@@ -493,7 +493,8 @@ def spoil(rng: random.Random, line: Timeline, diagnosis: date) -> None:
         if never:
             line.record(rng.choice(never), "order", diagnosis + days(50), diagnosis + days(400)).plan = True
     for one in base:
-        plain = one.rung == "statement" and not one.once
+        paused = any(e.agent == one.agent and e.taken == "on-hold" for e in child.exposures)
+        plain = one.rung == "statement" and not one.once and not paused
         if plain and rng.random() < 0.06:
             one.start = month_of(one.start.low)
         if plain and one.end and rng.random() < 0.06:

@@ -215,6 +215,17 @@ def test_e13_on_hold_is_a_gap():
     )
 
 
+def test_e13_a_pause_did_not_end_for_the_reason_of_the_later_stop():
+    cohort = tell(
+        exposure="""
+        agent        | taken   | status  | start      | end        | stop_reasons
+        methotrexate | yes     | stopped | 2005-01-01 | 2006-12-31 | inefficacy
+        methotrexate | on-hold | on-hold | 2005-06-01 | 2005-10-01 |
+        """
+    )
+    expect(cohort.tables["courses"], "end | stop_reason\n2005-06-01 | unknown\n2006-12-31 | inefficacy")
+
+
 @pytest.mark.parametrize(
     ("start", "end", "reason"),
     [
@@ -520,6 +531,13 @@ def test_e15_a_test_that_a_partial_date_leaves_open_is_flagged(start, end, undet
     (course,) = tell(exposure=f"agent|start|end\nadalimumab|{start}|{end}").tables["courses"].to_dict("records")
     told = [f for f in course["flags"] if f.startswith("undetermined")]
     assert told == [f"undetermined by partial dates: {name}" for name in undetermined]
+
+
+def test_e15_a_partial_date_of_diagnosis_leaves_open_what_began_before_it():
+    cohort = tell(condition="date\n2005", exposure="agent|start|end\nnaproxen|2004-11-01|2006-01-01")
+    (course,) = cohort.tables["courses"].to_dict("records")
+    assert course["left_out"] == "begun before the diagnosis"
+    assert course["flags"] == ["undetermined by partial dates: begun before the diagnosis"]
 
 
 def test_e15_a_gap_that_partial_dates_leave_open_is_flagged_and_the_ends_are_a_sensitivity():

@@ -73,6 +73,11 @@ class Exposure:
         """The end, or the far future for an exposure without one."""
         return self.end or FOREVER
 
+    @property
+    def told_last(self) -> date:
+        """The last day that the record tells of."""
+        return self.end or self.start
+
 
 @dataclass(slots=True)
 class Course:
@@ -365,7 +370,7 @@ def _describe(course: Course, child: Child, events: list[Row], censored: date, p
         course.flags.add("also for another disease")
     if not all(e.exact for e in course.members):
         course.flags.add("partial date")
-        course.flags |= _undetermined(course, child, censored, parameters)
+    course.flags |= _undetermined(course, child, censored, parameters)
     if len(_history(course, "product")) > 1:
         course.flags.add("non-medical switch")
     if course.rung == "order":
@@ -410,10 +415,13 @@ def _stop_reason(course: Course, events: list[Row], parameters: Parameters) -> s
     if course.end is None:
         return "ongoing"
     records = course.members + course.context
-    final = max(e.start for e in course.members)
-    asked = {e.request for e in course.members if e.start == final} - {None}
-    near = [e for e in records if (e.last if e.end else e.start) >= final or e.source in asked]
-    told = _told_reasons(near, course.end, parameters) or _told_reasons(course.context, course.end, parameters)
+    final = max(e.told_last for e in course.members)
+    asked = {e.request for e in course.members if e.told_last == final} - {None}
+    told = (
+        _told_reasons([e for e in records if e.told_last >= final or e.source in asked], course, parameters)
+        or _told_reasons(course.context, course, parameters)
+        or _told_reasons(_last_with_reason(course.members), course, parameters)
+    )
     known = {e.source for e in records}
     grace = timedelta(days=parameters.reason_days)
     if any(
@@ -430,14 +438,29 @@ def _stop_reason(course: Course, events: list[Row], parameters: Parameters) -> s
     return first
 
 
-def _told_reasons(records: list[Exposure], end: date, parameters: Parameters) -> list[str]:
-    """The reasons that records give, the first recorded first; one stated too long after the stop is none (E29)."""
-    told = []
+def _last_with_reason(records: list[Exposure]) -> list[Exposure]:
+    """Those that end last of the records with a reason in the last stretch without a break, however many tell of it."""
+    if not any(e.stop_reasons for e in records):
+        return []
+    began = last = date.min
+    for start, stop in sorted((e.start, e.told_last) for e in records):
+        began, last = (start, stop) if start > last else (began, max(last, stop))
+    given = [e for e in records if e.stop_reasons and e.told_last >= began]
+    return [e for e in given if e.told_last == max(one.told_last for one in given)]
+
+
+def _told_reasons(records: list[Exposure], course: Course, parameters: Parameters) -> list[str]:
+    """The reasons that records give, the first recorded first (edge case E29).
+
+    One stated too long after the stop is none, nor is that of a record that runs on long after it (a pause cut it).
+    """
+    end, told = course.last, []
     for record in records:
-        stated = max(record.stated or date.min, record.end or end)
-        if record.stated and (record.stated - end).days > parameters.reason_days:
+        stated = record.stated or (record.end if record.rung == course.rung else None)
+        if stated is not None and (stated - end).days > parameters.reason_days:
             continue
-        told += [(stated, place, REASONS.index(reason), reason) for place, reason in enumerate(record.stop_reasons)]
+        when = max(record.stated or date.min, record.end or end)
+        told += [(when, place, REASONS.index(reason), reason) for place, reason in enumerate(record.stop_reasons)]
     return list(dict.fromkeys(reason for *_, reason in sorted(told)))
 
 

@@ -129,7 +129,7 @@ def _judge(
     linked, unknown = _linked(row, courses, day)
     if unknown:
         return answer(None, "unattributed", "linked to a record that makes no course")
-    studies = _compared(row, imaging)
+    studies = _compared(row, imaging) if row["kind"] == "mri" else []
     if len(studies) > 1 and not _covers(studies[-1], studies[0]):
         return answer(None, "unattributed", "the MR studies compared cover different regions")
     if linked is not None:
