@@ -3,12 +3,12 @@
 A derived answer stands beside the judged one and never enters it. Each names the values it was made of.
 
 **PedCNO 30/50/70/90.** At least so many percent better in at least three of ESR, number of radiological lesions, physician
-global, patient global and C-HAQ, with at most one of the others more than 30 % worse. Beck et al. 2010 (Arthritis Res Ther
-12:R74, doi 10.1186/ar2992) introduced it; Reiser et al. 2025 (ACR Open Rheumatol, doi 10.1002/acr2.70061) describe it as
-"relative changes ... in analogy to the Pediatric ACR score" of juvenile arthritis and add the level 90. Of both the abstract
-was seen, and of the PedACR score the wording (Br J Clin Pharmacol 2015;79:379, table 1). Not seen was the Methods part of
-Beck: the five items, the three of five and the one that may be worse are **provisional**, as clinical-rules.md hands them
-down; so is the limit of 30 % for the worse item at every level, which that table has rise with the level.
+global, patient global and C-HAQ, with at most one of the others more than 30 % worse. The rule is **provisional**: it stands as
+clinical-rules.md hands it down from Beck et al. 2010 (Arthritis Res Ther 12:R74, doi 10.1186/ar2992), of which only the abstract
+was seen, which does not define it. Seen besides: the abstract of Reiser et al. 2025 (ACR Open Rheumatol, doi 10.1002/acr2.70061),
+where the score documents relative changes in analogy to the paediatric ACR score and gets its level 90; and a wording of that
+ACR score (Br J Clin Pharmacol 2015;79:379, table 1), in which the limit for the worse item rises with the level. Here it is
+30 % at every level.
 
 **CNO CDAS.** Patient pain + patient global + number of clinically active lesions: these are its "key variables" in the
 abstract of Wu et al. 2023 (J Rheumatol 50:1333), and Reiser 2025 names the same three. That they are added up without
