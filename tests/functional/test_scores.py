@@ -53,6 +53,7 @@ SCORES = (
     score("r2", "rai-cromris", 12, AFTER, derivedFrom=[{"reference": "ImagingStudy/s2"}]),
     score("r3", "rai-cromris", 4, "2005-12-02", bodySite={"text": "left tibia"}),
     score("r4", "rinbo", -1, AFTER),
+    score("v1", "38214-3", 8, AFTER, system="http://loinc.org", referenceRange=[{"high": {"value": 100}}]),
     score("r5", "72514-3", 70, AFTER, system="http://loinc.org"),
 )
 LONG = {**STATEMENT, "effectivePeriod": {"start": "2005-06-01", "end": "2006-06-01"}}
@@ -73,6 +74,7 @@ def test_scores_give_an_effect_that_stands_beside_the_judged_one(crmo, source, t
     assert (course["pedcno"], course["derived"], course["mri_derived"]) == (70, "sufficient", "regression")
     assert pd.isna(course["cdas_change"]), "a global in millimetres is on another scale"
     labs = pd.read_parquet(study / "cohort" / "labs.parquet").set_index("lab")
+    assert labs.loc["Observation/v1", "unit"] == "{score}/100"
     assert list(labs.loc["Observation/r1", "studies"]) == ["ImagingStudy/s1"]
     assert not {"Observation/r3", "Observation/r4", "Observation/r5"} & set(labs.index)
     with (study / "cohort" / "attrition.csv").open(encoding="utf-8") as text:

@@ -33,6 +33,21 @@ def test_a_value_is_brought_to_its_unit_or_refused(analyte, value, unit, expecte
 
 
 @pytest.mark.parametrize(
+    ("value", "highest", "unit"),
+    [
+        ("8", None, "{score}"),
+        ("8", 100, "{score}/100"),
+        ("8", 10, "{score}"),
+        ("65", 10, "{score}"),
+        ("65", 4, "{score}"),
+    ],
+)
+def test_the_reference_range_tells_the_scale_of_a_score_without_a_unit(value, highest, unit):
+    assert convert("pain-vas", value, "{score}", highest) == (float(value), unit)
+    assert convert("chaq", "2", "{score}", highest) == (2.0, "{score}")
+
+
+@pytest.mark.parametrize(
     ("analyte", "value", "unit", "possible"),
     [
         ("pain-nrs", 10.0, "{score}", True),
@@ -42,6 +57,7 @@ def test_a_value_is_brought_to_its_unit_or_refused(analyte, value, unit, expecte
         ("chaq", 3.1, "{score}", False),
         ("patient-global", 100.0, "{score}/100", True),
         ("patient-global", 101.0, "{score}/100", False),
+        ("pain-vas", 65.0, "{score}", False),
         ("pain-vas", 11.0, "cm", False),
         ("pain-vas", 100.0, "mm", True),
         ("lesion-count", 3.0, "{score}", True),

@@ -3,12 +3,12 @@
 A derived answer stands beside the judged one and never enters it. Each names the values it was made of.
 
 **PedCNO 30/50/70/90.** At least so many percent better in at least three of ESR, number of radiological lesions, physician
-global, patient global and C-HAQ, with at most one of the others more than 30 % worse. Beck et al. 2010 (Arthritis Res Ther
-12:R74, doi 10.1186/ar2992) introduced it; Reiser et al. 2025 (ACR Open Rheumatol, doi 10.1002/acr2.70061) describe it as
-"relative changes ... in analogy to the Pediatric ACR score" of juvenile arthritis and add the level 90. Of both the abstract
-was seen, and of the PedACR score the wording (Br J Clin Pharmacol 2015;79:379, table 1). Not seen was the Methods part of
-Beck: the five items, the three of five and the one that may be worse are **provisional**, as clinical-rules.md hands them
-down; so is the limit of 30 % for the worse item at every level, which that table has rise with the level.
+global, patient global and C-HAQ, with at most one of the others more than 30 % worse. The rule is **provisional**: it stands as
+clinical-rules.md hands it down from Beck et al. 2010 (Arthritis Res Ther 12:R74, doi 10.1186/ar2992), of which only the abstract
+was seen, which does not define it. Seen besides: the abstract of Reiser et al. 2025 (ACR Open Rheumatol, doi 10.1002/acr2.70061),
+where the score documents relative changes in analogy to the paediatric ACR score and gets its level 90; and a wording of that
+ACR score (Br J Clin Pharmacol 2015;79:379, table 1), in which the limit for the worse item rises with the level. Here it is
+30 % at every level.
 
 **CNO CDAS.** Patient pain + patient global + number of clinically active lesions: these are its "key variables" in the
 abstract of Wu et al. 2023 (J Rheumatol 50:1333), and Reiser 2025 names the same three. That they are added up without
@@ -32,11 +32,12 @@ Rules of ours, where the sources say nothing:
 * A whole-body and a regional MRI are not compared (edge case E34), and a preliminary count is none (E32).
 """
 
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
-from fractions import Fraction
+from decimal import Decimal
 from typing import Any
 
 from crmo_fhir.cohort.courses import ESCALATIONS, Course
@@ -60,7 +61,7 @@ class Value:
     """One value of one analyte; `whole_body` is None where no imaging study is named."""
 
     day: date
-    number: Fraction
+    number: Decimal
     comparator: str
     whole_body: bool | None
     source: str
@@ -76,7 +77,7 @@ class Pair:
     after: Value
 
     @property
-    def change(self) -> Fraction:
+    def change(self) -> Decimal:
         """Follow-up minus baseline; every analyte here is better the lower it is."""
         return self.after.number - self.before.number
 
@@ -88,7 +89,7 @@ class Pair:
         """Whether the follow-up is more than the limit worse; from 0, whether it rose by its step."""
         if self.before.number > 0:
             return self.change * 100 > parameters.pedcno_worse_percent * self.before.number
-        step = Fraction(str(parameters.pedcno_zero_steps.get(self.analyte, 0)))
+        step = Decimal(str(parameters.pedcno_zero_steps.get(self.analyte, 0)))
         return self.change > 0 and self.change >= step * (10 if self.unit in OF_100 else 1)
 
 
@@ -102,60 +103,81 @@ class _Windows:
     grace: int
     needs_baseline: bool
 
-    def baselines(self, course: Course, values: Iterable[Value]) -> list[Value]:
-        """The values in the baseline window of a course."""
-        low, high = course.start - timedelta(days=self.before), course.start + timedelta(days=self.after)
-        return [v for v in values if low <= v.day <= high]
 
-    def owner(self, day: date, courses: list[Course], values: list[Value]) -> Course | None:
-        """The one course that a value of that day is a follow-up of."""
-        fitting = [
-            c
-            for c in courses
-            if c.left_out is None
-            and c.drug_class in ESCALATIONS | {"NSAID", "GC"}
-            and c.start + timedelta(days=self.earliest) <= day <= _window_end(c, courses, self.grace)
-            and not is_locked(c, courses, day)
-            and (not self.needs_baseline or self.baselines(c, values))
-        ]
-        return max(fitting, key=lambda c: _claim(c, day), default=None)
+class _Series:
+    """The values of one analyte in one unit of one child, in order of day, number and the rest."""
+
+    def __init__(self, values: Iterable[Value]) -> None:
+        self._values = sorted(values, key=lambda v: (v.day, v.number, v.comparator, str(v.whole_body), v.source))
+        self._days = [v.day for v in self._values]
+
+    def last(self, low: date, high: date) -> Value | None:
+        """The last value in [low, high]; of several on that day the lowest."""
+        place = bisect_right(self._days, high) - 1
+        if place < 0 or self._days[place] < low:
+            return None
+        return self._values[bisect_left(self._days, self._days[place])]
+
+    def after(self, day: date) -> Iterator[Value]:
+        """The values after a day, the last ones first; of several on one day the highest first."""
+        return reversed(self._values[bisect_right(self._days, day) :])
 
 
 class _Scores:
     """The values of one child by analyte and unit, and the courses they are follow-ups of."""
 
-    def __init__(self, values: Mapping[tuple[str, str], list[Value]], courses: list[Course], windows: _Windows) -> None:
-        self._values, self._courses, self._windows = values, courses, windows
+    def __init__(self, series: Mapping[tuple[str, str], _Series], courses: list[Course], windows: _Windows) -> None:
+        self._series, self._courses, self._windows = series, courses, windows
+        self._units: dict[str, list[str]] = defaultdict(list)
+        for analyte, unit in sorted(series):
+            self._units[analyte].append(unit)
+        self._spans = {
+            course.name: (course.start + timedelta(days=windows.earliest), _window_end(course, courses, windows.grace))
+            for course in courses
+            if course.left_out is None and course.drug_class in ESCALATIONS | {"NSAID", "GC"}
+        }
         self._owners: dict[tuple[str, str, date], Course | None] = {}
 
     def pair(self, course: Course, *analytes: str, units: Container[str] | None = None) -> Pair | None:
         """Baseline and follow-up of a course: of the first of these analytes that has both, in one of these units."""
+        if course.name not in self._spans:
+            return None
         for analyte in analytes:
-            keys = [key for key in sorted(self._values) if key[0] == analyte and (units is None or key[1] in units)]
+            keys = [(analyte, unit) for unit in self._units.get(analyte, ()) if units is None or unit in units]
             if pairs := [pair for key in keys if (pair := self._in_unit(course, key))]:
                 return max(pairs, key=lambda pair: pair.after.day)
         return None
 
     def _in_unit(self, course: Course, key: tuple[str, str]) -> Pair | None:
-        def order(value: Value, sign: int) -> tuple[date, Fraction, str, str, str]:
-            return value.day, sign * value.number, value.comparator, str(value.whole_body), value.source
-
-        values = self._values[key]
-        before = max(self._windows.baselines(course, values), key=lambda v: order(v, -1), default=None)
+        before = self._baseline(course, self._series[key])
         if before is None:
             return None
-        later = [v for v in values if v.day > before.day and self._owner(key, v.day) is course]
-        after = max(later, key=lambda v: order(v, 1), default=None)
+        later = self._series[key].after(before.day)
+        after = next((v for v in later if self._owner(key, v.day) is course), None)
         if after is None or before.comparator.startswith("<") or after.comparator.startswith(">"):
             return None
         if None not in (before.whole_body, after.whole_body) and before.whole_body != after.whole_body:
             return None
         return Pair(*key, before, after)
 
+    def _baseline(self, course: Course, series: _Series) -> Value | None:
+        low = course.start - timedelta(days=self._windows.before)
+        return series.last(low, course.start + timedelta(days=self._windows.after))
+
     def _owner(self, key: tuple[str, str], day: date) -> Course | None:
+        """The one course that a value of that day is a follow-up of."""
         if (*key, day) not in self._owners:
-            self._owners[*key, day] = self._windows.owner(day, self._courses, self._values[key])
+            fitting = [c for c in self._courses if self._fits(c, key, day)]
+            self._owners[*key, day] = max(fitting, key=lambda c: _claim(c, day), default=None)
         return self._owners[*key, day]
+
+    def _fits(self, course: Course, key: tuple[str, str], day: date) -> bool:
+        first, last = self._spans.get(course.name, (date.max, date.min))
+        return (
+            first <= day <= last
+            and not is_locked(course, self._courses, day)
+            and (not self._windows.needs_baseline or self._baseline(course, self._series[key]) is not None)
+        )
 
 
 def derive_answers(
@@ -186,10 +208,10 @@ def derive_answers(
     answers: list[Attributed] = []
     changes: dict[str, dict[str, Any]] = {}
     for person, own in sorted(courses.items()):
-        values = _values(scores.get(person, ()), imaging.get(person, ()))
-        if not values:
+        series = _series(scores.get(person, ()), imaging.get(person, ()))
+        if not series:
             continue
-        clinically, on_mri = _Scores(values, own, clinical), _Scores(values, own, mri)
+        clinically, on_mri = _Scores(series, own, clinical), _Scores(series, own, mri)
         for course in own:
             items = [pair for item in PEDCNO_ITEMS if (pair := clinically.pair(course, item))]
             pedcno, lesions = compute_pedcno(items, parameters), on_mri.pair(course, "lesion-count")
@@ -227,7 +249,7 @@ def compute_cdas_change(pain: Pair | None, patient_global: Pair | None, lesions:
     return float(pain.change + patient_global.change + lesions.change)
 
 
-def _values(scores: Iterable[Row], imaging: Iterable[Row]) -> dict[tuple[str, str], list[Value]]:
+def _series(scores: Iterable[Row], imaging: Iterable[Row]) -> dict[tuple[str, str], _Series]:
     """The values that can be read, by analyte and unit."""
     whole_body = {row["imaging"]: bool(row["whole_body"]) for row in imaging}
     read = {*PEDCNO_ITEMS, *PAIN, *ON_MRI, "clinical-lesion-count"}
@@ -239,9 +261,9 @@ def _values(scores: Iterable[Row], imaging: Iterable[Row]) -> dict[tuple[str, st
             continue
         extents = {whole_body[key] for key in row["studies"] or () if key in whole_body}
         extent = extents.pop() if len(extents) == 1 else None
-        value = Value(when.point, Fraction(str(row["value"])), row["comparator"] or "", extent, row["lab"])
+        value = Value(when.point, Decimal(str(row["value"])), row["comparator"] or "", extent, row["lab"])
         found[row["analyte"], row["unit"]].append(value)
-    return found
+    return {key: _Series(values) for key, values in found.items()}
 
 
 def _answer(course: Course, kind: str, value: str, evidence: Sequence[Pair]) -> Attributed:

@@ -657,7 +657,8 @@ def _lab(reader: _Reader, row: Row, patient: str | None, analyte: str, when: Par
     if value is None:
         reader.note(row, f"{analyte} without a value", patient)
         return None
-    converted = convert(analyte, str(value), unit)
+    ends_at = {float(high) for high in row["range_high"] or ()}
+    converted = convert(analyte, str(value), unit, ends_at.pop() if len(ends_at) == 1 else None)
     if converted is None:
         reader.note(row, f"{analyte} without a unit" if not unit else f"{analyte} in a unit not known for it", patient)
         return None

@@ -14,7 +14,7 @@ SCORE_UNITS = {"", "1", "{score}", "score"}
 SCORE_SCALES = {"mm": "mm", "cm": "cm", "%": "%", "/100": "{score}/100", "{score}/100": "{score}/100"}
 OF_100 = "{score}/100"
 EITHER_SCALE = {"pain-vas", "pain-severity", "patient-global", "physician-global"}
-"""Scores that are given on 0–10 or on 0–100; without a unit only a value above 10 tells which."""
+"""Scores that are given on 0–10 or on 0–100; without a unit the reference range or a value above 10 tells."""
 HIGHEST = {"pain-nrs": 10, "pain-faces": 10, "chaq": 3}
 """The end of the scale of the scores that have one only."""
 COUNTS = {"lesion-count", "clinical-lesion-count"}
@@ -22,11 +22,13 @@ ENDS = {"{score}": 10, "cm": 10, "mm": 100, "%": 100, OF_100: 100}
 """The end of the scale of the scores that are given on either."""
 
 
-def convert(analyte: str, value: str | None, unit: str | None) -> tuple[float, str] | None:
+def convert(
+    analyte: str, value: str | None, unit: str | None, highest: float | None = None
+) -> tuple[float, str] | None:
     """The value in the canonical unit of its analyte, or None where the unit is missing or unknown to it.
 
     Scores carry no unit and stay on the scale they were given (0–10 and 0–100 are not mixed: a score in `mm` or `%`
-    keeps that unit, and one without a unit that is above 10 has the unit `{score}/100`).
+    keeps that unit, and one without a unit has the unit `{score}/100` where its scale ends at 100 (`highest`) or it is above 10).
     """
     try:
         number = Decimal(value or "")
@@ -39,7 +41,8 @@ def convert(analyte: str, value: str | None, unit: str | None) -> tuple[float, s
         factor = factors.get(unit or "")
         return None if factor is None else (float(number * factor), canonical)
     if (unit or "") in SCORE_UNITS:
-        return float(number), OF_100 if analyte in EITHER_SCALE and number > ENDS["{score}"] else "{score}"
+        of_100 = highest == ENDS[OF_100] or (highest is None and number > ENDS["{score}"])
+        return float(number), OF_100 if analyte in EITHER_SCALE and of_100 else "{score}"
     return (float(number), SCORE_SCALES[unit]) if unit in SCORE_SCALES else None
 
 
