@@ -502,3 +502,29 @@ def test_what_a_judgement_says_in_the_records_is_not_asked_for(crmo, pulled, tmp
     assert crmo("extract", source, "--since", "2002", "-o", tmp_path / "study", "-q").code == 0
     assert crmo("review", tmp_path / "study", "--out", tmp_path / "w.csv").code == 0
     assert [row["kind"] for row in rows_of(tmp_path / "w.csv")] == ["mri"]
+
+
+def test_the_reports_kept_are_those_of_mr_studies_with_a_text_cut_to_its_length(crmo, tmp_path):
+    other = {"code": {"coding": [{"system": "http://loinc.org", "code": "30746-2", "display": "Radiograph"}]}}
+    alone = {"imagingStudy": []}
+    broken = {"presentedForm": [{"contentType": "text/plain", "data": "//79"}]}
+    wrong = {"presentedForm": [{"contentType": "text/plain", "data": "no base64"}]}
+    source = files(
+        tmp_path / "s",
+        *COHORT,
+        mri("i1", "2005-01-20"),
+        report("long", "2005-01-20", "i1", conclusion="x" * 3 * tables.REPORT_CHARACTERS),
+        report("by-study", "2005-01-20", "i1", conclusion="Of an MR study.") | other,
+        report("by-code", "2005-01-20", "i1", **presented("By its code.", "text/plain; charset=utf-8")) | alone,
+        report("radiograph", "2005-01-20", "i1", conclusion="No MR.") | other | alone,
+        report("no-text", "2005-01-20", "i1"),
+        report("no-utf8", "2005-01-20", "i1", **broken),
+        report("no-base64", "2005-01-20", "i1", **wrong),
+        report("unknown", "2005-01-20", "i1", "unknown", conclusion="Of no status."),
+    )
+    assert crmo("extract", source, "--since", "2002", "-o", tmp_path / "study", "-q").code == 0
+    assert {row["report"].partition("/")[2]: row["text"] for row in table(tmp_path / "study", "reports")} == {
+        "long": "x" * tables.REPORT_CHARACTERS,
+        "by-study": "Of an MR study.",
+        "by-code": "By its code.",
+    }

@@ -59,11 +59,7 @@ def _xlsx(lines: Sequence[Sequence[str]]) -> bytes:
     book = Workbook()
     sheet = book.active
     sheet.title = SHEET
-    offered = {kind: DataValidation("list", formula1=f'"{",".join(those)}"') for kind, those in ANSWERS.items()}
-    for kind, offer in offered.items():
-        offer.showErrorMessage = True
-        offer.error = f"One of: {', '.join(ANSWERS[kind])}"
-        sheet.add_data_validation(offer)
+    answers: dict[str, list[str]] = {kind: [] for kind in ANSWERS}
     wrapped, grey = Alignment(vertical="top", wrap_text=True), PatternFill("solid", fgColor="EEEEEE")
     for number, line in enumerate([COLUMNS, *lines], start=1):
         for place, (column, text) in enumerate(zip(COLUMNS, line, strict=True), start=1):
@@ -77,9 +73,14 @@ def _xlsx(lines: Sequence[Sequence[str]]) -> bytes:
                 cell.protection = Protection(locked=False)
                 cell.number_format = "yyyy-mm-dd" if column in DATES else "@"
                 if column == "answer":
-                    offered[line[COLUMNS.index("kind")]].add(cell)
+                    answers[line[COLUMNS.index("kind")]].append(cell.coordinate)
             else:
                 cell.fill = grey
+    for kind, cells in answers.items():
+        if cells:
+            offer = DataValidation("list", formula1=f'"{",".join(ANSWERS[kind])}"', sqref=" ".join(cells))
+            offer.showErrorMessage, offer.error = True, f"One of: {', '.join(ANSWERS[kind])}"
+            sheet.add_data_validation(offer)
     for place, column in enumerate(COLUMNS, start=1):
         dimension = sheet.column_dimensions[get_column_letter(place)]
         dimension.width = _WIDTHS.get(column, 14)
