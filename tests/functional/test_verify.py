@@ -15,6 +15,7 @@ from crmo_fhir.export.verification import verify_outputs
 from crmo_fhir.model.study import Disclosure
 
 ALL = (*landing.OUTPUTS, *landing.ON_REQUEST)
+RELEASED = tuple(name for name in landing.OUTPUTS if name not in ("outputs.json", "statistics.csv"))
 WINDOW = ("--since", "2002", "--until", "2011")
 
 
@@ -61,7 +62,9 @@ def test_every_form_passes(crmo, study, form):
     assert crmo("verify", study).code == 0
 
 
-@pytest.mark.parametrize("name", [*ALL, "cohort/courses.parquet", "cohort/attrition.csv", "raw/Patient.ndjson"])
+@pytest.mark.parametrize(
+    "name", [*ALL, "cohort/courses.parquet", "cohort/attrition.csv", "cohort/sensitivity.csv", "raw/Patient.ndjson"]
+)
 def test_a_changed_byte_is_found(crmo, study, name):
     content = bytearray((study / name).read_bytes())
     content[len(content) // 2] ^= 1
@@ -222,7 +225,7 @@ def released(tmp_path_factory) -> Path:
 
 
 def texts_of_release(study: Path) -> dict[str, str]:
-    return {name: (study / "release" / name).read_text("utf-8") for name in landing.OUTPUTS if name != "outputs.json"}
+    return {name: (study / "release" / name).read_text("utf-8") for name in RELEASED}
 
 
 def line_of(files: dict[str, str], start: str) -> str:
@@ -266,6 +269,11 @@ def test_a_release_that_is_whole_passes(crmo, released):
     assert crmo("verify", released).code == 0
 
 
+def test_a_release_has_no_statistics(released):
+    assert (released / "statistics.csv").is_file()
+    assert sorted(path.name for path in (released / "release").iterdir()) == sorted((*RELEASED, "outputs.json"))
+
+
 @pytest.mark.parametrize("name", RELEASED_SPOILT)
 def test_a_release_that_tells_of_what_it_masks_is_refused(released, name):
     spoilt = RELEASED_SPOILT[name](texts_of_release(released))
@@ -279,7 +287,7 @@ def test_masked_figures_are_no_study(released):
         verify_outputs(texts_of_release(released), keys(released))
 
 
-@pytest.mark.parametrize("name", [name for name in landing.OUTPUTS if name != "outputs.json"])
+@pytest.mark.parametrize("name", RELEASED)
 def test_a_changed_byte_of_a_release_is_found(crmo, released, tmp_path, name):
     study = Path(shutil.copytree(released, tmp_path / "study"))
     path = study / "release" / name

@@ -35,10 +35,15 @@ class Unit:
     courses: tuple[Row, ...] = ()
 
 
+def agent_of(course: Row) -> str:
+    """The agent of a course as a stratum."""
+    return UNKNOWN if course["agent"].endswith(UNSPECIFIED) else str(course["agent"])
+
+
 def _strata(patient: Row, course: Row | None) -> dict[str, str]:
-    agent, line = (course["agent"], str(course["line_no"])) if course else (NO_AGENT, NO_AGENT)
-    if agent.endswith(UNSPECIFIED):
-        agent = line = UNKNOWN
+    agent, line = (agent_of(course), str(course["line_no"])) if course else (NO_AGENT, NO_AGENT)
+    if agent == UNKNOWN:
+        line = UNKNOWN
     return {
         "agent": agent,
         "line": line,
@@ -87,6 +92,17 @@ def derive_mri(drug_class: str, patients: Sequence[Row], courses: Sequence[Row])
         for person in sorted(own)
         for c in own[person]
     ]
+
+
+def derive_headlines(patients: Sequence[Row], courses: Sequence[Row], parameters: Parameters) -> dict[str, list[Unit]]:
+    """What each of the five treatment groups counts."""
+    return {
+        "nsaid-clinical": derive_whole_cohort(derive_children("NSAID", patients, courses, parameters), patients),
+        "mtx-clinical": derive_children("MTX", patients, courses, parameters),
+        "tnfi-clinical": derive_courses("TNF", patients, courses),
+        "mtx-mri": derive_mri("MTX", patients, courses),
+        "tnfi-mri": derive_mri("TNF", patients, courses),
+    }
 
 
 def compute_patients(

@@ -103,7 +103,8 @@ def _dates(name: str, meaning: str) -> tuple[Column, Column]:
 
 def rows_of(frame: "pd.DataFrame") -> list[dict[str, Any]]:
     """The rows of a declared table as dicts."""
-    return [dict(zip(frame.columns, values, strict=True)) for values in frame.itertuples(index=False, name=None)]
+    names = list(frame.columns)
+    return [dict(zip(names, row, strict=True)) for row in zip(*(frame[n].tolist() for n in names), strict=True)]
 
 
 SEXES = ("female", "male", "other", "unknown")
@@ -404,6 +405,18 @@ ATTRITION = Table(
         Column("reason", "text", "why rows were dropped"),
         Column("kept", "count", "left after this row", required=True),
         Column("dropped", "count", "dropped by this row", required=True),
+    ),
+)
+SENSITIVITIES = Table(
+    "sensitivity",
+    "one treatment group counted with one rule changed",
+    (),
+    (
+        Column("parameter", "text", "the rule", required=True),
+        Column("value", "text", "what it was changed to", required=True),
+        Column("group", "text", "treatment group", required=True),
+        Column("n", "count", "numerator", required=True),
+        Column("N", "count", "denominator", required=True),
     ),
 )
 COHORT = {
