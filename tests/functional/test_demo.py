@@ -51,7 +51,7 @@ def test_every_file_of_the_design_is_there(demo_study):
     for name in (
         *("raw/manifest.json", "raw/ledger.csv", "raw/quarantine.ndjson", "raw/Patient.ndjson", "raw/Condition.ndjson"),
         *(f"cohort/{t}.parquet" for t in ("patients", "foci", "courses", "assessments", "labs", "imaging")),
-        *("cohort/attrition.csv", "cohort/unmapped.csv", "cohort/sensitivity.csv", "statistics.csv"),
+        *("cohort/attrition.csv", "cohort/unmapped.csv", "cohort/sensitivity.csv"),
         *(*OUTPUTS, "library.json", "report.html"),
     ):
         assert (demo_study / name).is_file(), name

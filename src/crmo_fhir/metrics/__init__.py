@@ -1,13 +1,12 @@
 """From the cohort to the long result table: one statistic a row, before any output (clinical rules §3, §5)."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from crmo_fhir.metrics.comparison import compute_agreement, compute_comparison
 from crmo_fhir.metrics.describe import compute_cohort, compute_foci, compute_lines
 from crmo_fhir.metrics.members import compute_members
-from crmo_fhir.metrics.response import compute_courses, compute_patients, derive_headlines
+from crmo_fhir.metrics.response import Courses, compute_courses, compute_patients, derive_headlines
 from crmo_fhir.metrics.sensitivity import compute_counts, compute_sensitivity
 from crmo_fhir.metrics.survival import compute_survival
 from crmo_fhir.metrics.switches import compute_mentioned, compute_readings, compute_switches
@@ -32,20 +31,22 @@ def compute_results(tables: "Mapping[str, pd.DataFrame]", parameters: Parameters
     """
     patients = rows_of(tables["patients"])
     foci = rows_of(tables["foci"])
-    courses = rows_of(tables["courses"])
+    rows = rows_of(tables["courses"])
+    courses = Courses.of(rows)
     return [
         *compute_cohort(patients, parameters.interval),
         *compute_foci(patients, foci, parameters.interval),
         *compute_patients("nsaid", "NSAID", patients, courses, parameters),
         *compute_patients("mtx", "MTX", patients, courses, parameters),
         *compute_courses("tnfi", "TNF", patients, courses, parameters),
-        *compute_lines(courses, parameters.interval),
+        *compute_lines(rows, parameters.interval),
     ]
 
 
 def compute_headlines(tables: "Mapping[str, pd.DataFrame]", parameters: Parameters) -> dict[str, tuple[int, int]]:
     """Numerator and denominator of the five treatment groups: what a variant of a rule is computed for."""
-    return compute_counts(derive_headlines(rows_of(tables["patients"]), rows_of(tables["courses"]), parameters))
+    courses = Courses.of(rows_of(tables["courses"]))
+    return compute_counts(derive_headlines(rows_of(tables["patients"]), courses, parameters))
 
 
 def compute_analysis(
@@ -56,20 +57,17 @@ def compute_analysis(
     `tables` are those of STUDY/cohort, `varied` the rows of its sensitivity.csv. A figure that cannot be computed is an
     estimate without a value and with the reason in `note`.
     """
-    patients = rows_of(tables["patients"])
-    courses = rows_of(tables["courses"])
-    counted = [c for c in courses if c["left_out"] is None]
-    classes = {group: [c for c in counted if c["drug_class"] == name] for group, name in _CLASSES.items()}
+    rows = {name: rows_of(table) for name, table in tables.items()}
+    patients, courses = rows["patients"], Courses.of(rows["courses"])
+    classes = {group: courses.each(name) for group, name in _CLASSES.items()}
     units = derive_headlines(patients, courses, parameters)
-    labs = tables["labs"]
-    tested = Counter(analyte for _, analyte in set(zip(labs["patient"], labs["analyte"], strict=True)))
     estimates = (
         *compute_comparison(units, parameters),
-        *compute_survival(classes, patients, rows_of(tables["assessments"])),
+        *compute_survival(classes, patients, rows["assessments"]),
         *compute_switches(classes["tnfi"]),
         *compute_agreement(classes),
         *compute_sensitivity(units, patients, courses, varied, parameters),
         *compute_readings(classes["tnfi"]),
-        *compute_mentioned(patients, courses, tested),
+        *compute_mentioned(patients, courses, rows["labs"]),
     )
-    return Analysis(estimates, derive_timelines(tables), derive_trends(tables))
+    return Analysis(estimates, derive_timelines(rows), derive_trends(rows))

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from crmo_fhir.metrics.describe import Row, sapho_of
-from crmo_fhir.metrics.response import Unit, derive_headlines
+from crmo_fhir.metrics.response import Courses, Unit, derive_headlines
 from crmo_fhir.model.parameters import Parameters
 from crmo_fhir.model.results import Member
 from crmo_fhir.model.tables import rows_of
@@ -22,7 +22,7 @@ def compute_members(tables: "Mapping[str, pd.DataFrame]", parameters: Parameters
     """
     patients = rows_of(tables["patients"])
     foci = rows_of(tables["foci"])
-    courses = rows_of(tables["courses"])
+    courses = Courses.of(rows_of(tables["courses"]))
     kinds = {row["assessment"]: row["kind"] for row in rows_of(tables["assessments"])}
 
     def judged(group: str, kind: str, units: Sequence[Unit]) -> list[Member]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from crmo_fhir.metrics.response import Row, Unit, derive_children, derive_headlines
+from crmo_fhir.metrics.response import Courses, Row, Unit, derive_children, derive_headlines
 from crmo_fhir.metrics.statistics import INTERVALS
 from crmo_fhir.model.parameters import Parameters
 from crmo_fhir.model.results import Estimate
@@ -24,7 +24,7 @@ def compute_counts(units: Mapping[str, Sequence[Unit]]) -> dict[str, tuple[int, 
 def compute_sensitivity(
     units: Mapping[str, Sequence[Unit]],
     patients: Sequence[Row],
-    courses: Sequence[Row],
+    courses: Courses,
     varied: Sequence[Mapping[str, Any]],
     parameters: Parameters,
 ) -> Iterator[Estimate]:
@@ -57,8 +57,10 @@ def compute_sensitivity(
         yield row(group, "evaluability=best", n + more, total + extra, _UNJUDGED["best"])
 
 
-def _with_indication(courses: Sequence[Row]) -> list[Row]:
-    return [
-        {**c, "left_out": "indication not recorded"} if c["left_out"] is None and c["indication"] == "missing" else c
-        for c in courses
-    ]
+def _with_indication(courses: Courses) -> Courses:
+    """The same without those whose indication is not recorded; as an escalation of another they still count."""
+    recorded = {
+        name: {person: kept for person, own in of.items() if (kept := [c for c in own if c["indication"] != "missing"])}
+        for name, of in courses.by_class.items()
+    }
+    return Courses(courses.by_person, recorded)

@@ -1,10 +1,10 @@
 """What became of the TNF-α courses, line by line, and the ways to count them (clinical rules §1, §2)."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from crmo_fhir.metrics.response import Row
+from crmo_fhir.metrics.response import Courses, Row
 from crmo_fhir.metrics.survival import FAILURES
 from crmo_fhir.model.results import Estimate
 
@@ -86,14 +86,14 @@ def compute_readings(tnfi: Sequence[Row]) -> Iterator[Estimate]:
     )
 
 
-def compute_mentioned(patients: Sequence[Row], courses: Sequence[Row], labs: Mapping[str, int]) -> Iterator[Estimate]:
-    """Children with what the source mentions without a figure; `labs` are children by analyte."""
+def compute_mentioned(patients: Sequence[Row], courses: Courses, labs: Sequence[Row]) -> Iterator[Estimate]:
+    """Children with what the source mentions without a figure."""
     for group, drug_class in (("glucocorticoid", "GC"), ("bisphosphonate", "BP")):
-        treated = {c["person"] for c in courses if c["drug_class"] == drug_class and c["left_out"] is None}
-        note = "children with at least one course"
-        yield Estimate("mentioned", group, "children", n=len(treated), N=len(patients), note=note)
+        treated, note = len(courses.of_class(drug_class)), "children with at least one course"
+        yield Estimate("mentioned", group, "children", n=treated, N=len(patients), note=note)
     for analyte in ("esr", "crp"):
-        note = "children with at least one value"
-        yield Estimate(
-            "mentioned", "laboratory", "children", analyte, n=labs.get(analyte, 0), N=len(patients), note=note
+        tested, note = (
+            len({lab["patient"] for lab in labs if lab["analyte"] == analyte}),
+            "children with at least one value",
         )
+        yield Estimate("mentioned", "laboratory", "children", analyte, n=tested, N=len(patients), note=note)

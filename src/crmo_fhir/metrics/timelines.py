@@ -4,30 +4,25 @@ A child is named by a number, in order of the date of diagnosis.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
-from typing import TYPE_CHECKING
 
 from crmo_fhir.fhir.dates import PartialDate
 from crmo_fhir.metrics.response import Row
 from crmo_fhir.model.results import Bar, Timeline, Trend
-from crmo_fhir.model.tables import rows_of
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
-def derive_timelines(tables: "Mapping[str, pd.DataFrame]") -> tuple[Timeline, ...]:
+def derive_timelines(tables: Mapping[str, Sequence[Row]]) -> tuple[Timeline, ...]:
     """One timeline a child, in order of the date of diagnosis; courses for another disease are not on it.
 
-    Days are since the diagnosis. `marks` are judged effects (`clinical`, `mri`) and MR studies (`imaging`: whole-body or
+    `tables` are the rows of those of STUDY/cohort. Days are since the diagnosis. `marks` are judged effects (`clinical`, `mri`) and MR studies (`imaging`: whole-body or
     regional), those without a date left out.
     """
     bars, marks = defaultdict(list), defaultdict(list)
-    children = _children(rows_of(tables["patients"]))
+    children = _children(tables["patients"])
     begin = {person: _point(row, "diagnosis") for person, (_, row) in children.items()}
     censored = {person: row["censored"] for person, (_, row) in children.items()}
-    for course in rows_of(tables["courses"]):
+    for course in tables["courses"]:
         person = course["person"]
         if course["left_out"] == "other disease":
             continue
@@ -41,10 +36,10 @@ def derive_timelines(tables: "Mapping[str, pd.DataFrame]") -> tuple[Timeline, ..
                 stop_reason=course["stop_reason"],
             )
         )
-    for row in rows_of(tables["assessments"]):
+    for row in tables["assessments"]:
         if row["date"] is not None and row["origin"] == "judged":
             marks[row["person"]].append((_since(begin[row["person"]], row["date"]), row["kind"], row["value"]))
-    for row in rows_of(tables["imaging"]):
+    for row in tables["imaging"]:
         if row["date_low"] is not None:
             day = _since(begin[row["patient"]], _point(row, "date"))
             marks[row["patient"]].append((day, "imaging", "whole-body" if row["whole_body"] else "regional"))
@@ -59,19 +54,19 @@ def derive_timelines(tables: "Mapping[str, pd.DataFrame]") -> tuple[Timeline, ..
     )
 
 
-def derive_trends(tables: "Mapping[str, pd.DataFrame]") -> tuple[Trend, ...]:
+def derive_trends(tables: Mapping[str, Sequence[Row]]) -> tuple[Trend, ...]:
     """The laboratory values and scores of each child by days since its first TNF-α inhibitor, else its first methotrexate.
 
     Children with neither have none; labels are those of the timelines. Values below or above a limit stand at the limit.
     """
-    children = _children(rows_of(tables["patients"]))
+    children = _children(tables["patients"])
     first: dict[str, tuple[bool, date]] = {}
-    for course in rows_of(tables["courses"]):
+    for course in tables["courses"]:
         if course["left_out"] is None and course["drug_class"] in {"TNF", "MTX"}:
             key = (course["drug_class"] != "TNF", course["start"])
             first[course["person"]] = min(first.get(course["person"], key), key)
     points = defaultdict(set)
-    for lab in rows_of(tables["labs"]):
+    for lab in tables["labs"]:
         person = lab["patient"]
         if person in first and lab["date_low"] is not None:
             day = _since(first[person][1], _point(lab, "date"))
@@ -83,7 +78,7 @@ def derive_trends(tables: "Mapping[str, pd.DataFrame]") -> tuple[Trend, ...]:
     )
 
 
-def _children(patients: list[Row]) -> dict[str, tuple[str, Row]]:
+def _children(patients: Sequence[Row]) -> dict[str, tuple[str, Row]]:
     """The children by key, each with its label, in order of the date of diagnosis."""
     ordered = sorted(patients, key=lambda p: (_point(p, "diagnosis"), p["person"]))
     return {row["person"]: (str(number), row) for number, row in enumerate(ordered, start=1)}
