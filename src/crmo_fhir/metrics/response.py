@@ -6,8 +6,8 @@ stand its second readings: treated, not evaluable, worst and best case, intentio
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from crmo_fhir.fhir.dates import add_months
 from crmo_fhir.metrics.describe import count, sapho_of, share
@@ -49,8 +49,7 @@ class Courses:
         return [course for own in self.of_class(drug_class).values() for course in own]
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
+class Unit(NamedTuple):
     """One thing counted, a child or a course: whose it is and its answer (None: not evaluable).
 
     `courses` are those its answer was read from, `deciding` is the one whose agent and line it counts under (None: untreated).
@@ -100,7 +99,7 @@ def derive_whole_cohort(treated: Sequence[Unit], patients: Sequence[Row]) -> lis
     """Every child of the cohort, without an effect where it was not treated or not judged (the NSAID row as published)."""
     units = {unit.person: unit for unit in treated}
     everyone = [units.get(p["person"]) or Unit(p, effect=None) for p in patients]
-    return [replace(unit, effect=bool(unit.effect), failed_unjudged=False) for unit in everyone]
+    return [unit._replace(effect=bool(unit.effect), failed_unjudged=False) for unit in everyone]
 
 
 def derive_courses(drug_class: str, patients: Sequence[Row], courses: Courses) -> list[Unit]:
@@ -143,7 +142,7 @@ def compute_patients(
     readings = _readings(group, "patient", treated, parameters.interval, flag)
     if drug_class == "NSAID":
         # as published: every child of the cohort is in the denominator; the exposed are the second reading
-        exposed = [replace(unit, effect=bool(unit.effect), failed_unjudged=False) for unit in treated]
+        exposed = [unit._replace(effect=bool(unit.effect), failed_unjudged=False) for unit in treated]
         return [
             *_group(group, "patient", derive_whole_cohort(treated, patients), parameters.interval, flag),
             *_group(f"{group}-exposed", "patient", exposed, parameters.interval, flag),
