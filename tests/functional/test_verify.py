@@ -182,6 +182,12 @@ SPOILT = {
     "another status": spoil_report(lambda _, report: report.update(status="final")),
     "another Library": spoil_text("measure.json", "Library/CrmoTreatmentEffect|", "Library/another|"),
     "another n on the page": spoil_text("report.html", '<tr id="tnfi-clinical">', '<tr id="tnfi">'),
+    "another n in the statistics": spoil_text("statistics.csv", "sensitivity,mtx-mri,proportion,,,4,9,", "sensitivity,mtx-mri,proportion,,,5,9,"),
+    "a value outside its interval": spoil_text("statistics.csv", "risk-difference,,,,49,0.41", "risk-difference,,,,49,0.71"),
+    "a curve that goes back": spoil_text("statistics.csv", "survival,mtx,retained,,0,18,18,1.0,1.0,1.0", "survival,mtx,retained,,0,18,18,0.0,0.0,0.0"),
+    "no number": spoil_text("statistics.csv", "risk-difference,,,,49,0.41", "risk-difference,,,,49,about 0.41"),
+    "another header": spoil_text("statistics.csv", "analysis,group", "analysis,groups"),
+    "more than all": spoil_text("statistics.csv", "reading,tnfi,re-starts,,,1,31,", "reading,tnfi,re-starts,,,32,31,"),
     "a child's count": spoil_child(lambda one: population(one["group"][0], "numerator").update(count=9)),
     "a child twice": lambda files: {
         **files, "individual-reports.ndjson": files["individual-reports.ndjson"] + files["individual-reports.ndjson"].splitlines()[0] + "\n"
