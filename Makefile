@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test check lint lock promises schedules kill-everywhere releases bench-extract bench-bulk bench-disclosure bench-reports clean
+.PHONY: demo test check lint lock promises schedules kill-everywhere releases bench-extract bench-bulk bench-disclosure bench-reports bench-metrics clean
 
 demo: $(INSTALLED) ## the main job on the bundled cohort
 	rm -rf .demo
@@ -44,6 +44,9 @@ bench-disclosure: $(INSTALLED) ## how much a release shows, beside plain primary
 
 bench-reports: $(INSTALLED) ## the reports of 1,000 children, and a ledger of a million rows
 	$(BIN)/python tests/bench/reports.py
+
+bench-metrics: $(INSTALLED) ## 100,000 courses counted and analysed, in under 10 s
+	$(BIN)/python tests/bench/metrics.py
 
 lock: $(INSTALLED) ## pin what pyproject.toml allows, with hashes
 	$(BIN)/pip install --quiet uv

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 DEMONSTRATION = ROOT / "fixtures" / "demonstration"
 PRINTED = ROOT / "fixtures" / "published" / "printed.csv"
-OUTPUTS = ("results.csv", "table1.csv", "measure.json", "measure-report.json")
+OUTPUTS = ("results.csv", "statistics.csv", "table1.csv", "measure.json", "measure-report.json")
 
 
 @dataclass(frozen=True)

@@ -50,13 +50,14 @@ DRY_RUN = "publish-dry-run.json"
 OUTPUTS = (
     "results.csv",
     "outputs.json",
+    "statistics.csv",
     "table1.csv",
     "measure.json",
     "library.json",
     "measure-report.json",
     "report.html",
 )
-"""The figures of a study; `outputs.json` is the account of the others."""
+"""The figures of a study; `outputs.json` is the account of the others. A release has no `statistics.csv`."""
 ON_REQUEST = ("individual-reports.ndjson", "subject-list-report.json")
 
 

@@ -19,13 +19,15 @@ from zoneinfo import ZoneInfo
 
 from crmo_fhir import __version__
 from crmo_fhir.errors import IncompleteError, IntegrityError, PrivacyError, SignInError, UsageError
-from crmo_fhir.model.parameters import Parameters
+from crmo_fhir.model.parameters import SENSITIVITY, Parameters
 from crmo_fhir.model.records import WHOLE
+from crmo_fhir.model.results import NO_ANALYSIS, Analysis
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from crmo_fhir.artifacts import Artifacts
+    from crmo_fhir.cohort import Cohort
     from crmo_fhir.difference import Change
     from crmo_fhir.export.disclosure import Release
     from crmo_fhir.fhir.client import FhirClient
@@ -98,10 +100,11 @@ class How:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The figures of a study, for the terminal."""
+    """The figures of a study, for the terminal and the files; those of a release come without an analysis."""
 
     results: "list[Result]"
     study: "Study"
+    analysis: Analysis = NO_ANALYSIS
 
 
 def extract(
@@ -464,16 +467,18 @@ def _build(study: Path, artifacts: "Artifacts", voice: Voice, *, accept_partial:
     reviews = [judgement_of(one) for review in landing.read_reviews(study) for one in review["judgements"]]
     with open_engine() as engine:
         facts, type_counts = read_facts(engine, artifacts, raw.files, raw.aliases, ZoneInfo(parameters.time_zone))
-    cohort = derive_cohort(
-        facts,
-        type_counts,
-        raw.manifest["source"]["records"],
-        parameters,
-        date.fromisoformat(raw.manifest["extracted"]),
-        reviews,
+    as_of = date.fromisoformat(raw.manifest["extracted"])
+    derive = partial(
+        derive_cohort,
+        type_counts=type_counts,
+        source_counts=raw.manifest["source"]["records"],
+        as_of=as_of,
+        reviews=reviews,
     )
+    cohort = derive(facts, parameters=parameters)
     files = {f"{name}.parquet": table.to_parquet(cohort.tables[name]) for name, table in COHORT.items()}
     files["attrition.csv"] = _csv(cohort.tables["attrition"])
+    files["sensitivity.csv"] = _csv(_vary(facts, cohort, derive, parameters))
     files["unmapped.csv"] = _csv(facts["unmapped"][["system", "code", "display", "resource_type", "count"]])
     record = {
         "raw": raw.sha256,
@@ -600,6 +605,31 @@ def _tables(study: Path) -> "dict[str, pd.DataFrame]":
     return {name: table.from_parquet((folder / f"{name}.parquet").read_bytes()) for name, table in COHORT.items()}
 
 
+def _vary(
+    facts: "Mapping[str, pd.DataFrame]", cohort: "Cohort", derive: "Callable[..., Cohort]", parameters: Parameters
+) -> "pd.DataFrame":
+    """The treatment groups counted once more with each rule of SENSITIVITY changed, all else as it was."""
+    from crmo_fhir.metrics import compute_headlines
+    from crmo_fhir.model.tables import SENSITIVITIES
+
+    # The cohort is the same each time, so what is seen of other candidates need not be read again; the last day of data,
+    # which is of all of them, is given.
+    records = {key for sources in cohort.tables["patients"]["sources"] for key in sources}
+    own = {name: frame[frame["patient"].isin(records)] for name, frame in facts.items() if name in ("contact", "lab")}
+    rows = []
+    for name, values in SENSITIVITY.items():
+        for value in values:
+            if value != getattr(parameters, name):
+                changed: dict[str, Any] = {name: value, "data_lock": cohort.data_lock}
+                variant = replace(parameters, **changed)
+                counts = compute_headlines(derive({**facts, **own}, parameters=variant).tables, variant)
+                rows += [
+                    {"parameter": name, "value": str(value), "group": group, "n": n, "N": whole}
+                    for group, (n, whole) in counts.items()
+                ]
+    return SENSITIVITIES.frame(rows)
+
+
 @dataclass(frozen=True, slots=True)
 class Reporter:
     """Who reports: the name of the hospital, and its resource on its own server (`Organization/…`) where it has one."""
@@ -629,7 +659,7 @@ def measure(
     reporter: Reporter | None = None,
     form: Form | None = None,
 ) -> Measured:
-    """STUDY/cohort → results.csv, table1.csv, measure.json, library.json, measure-report.json and report.html.
+    """STUDY/cohort → results.csv, statistics.csv, table1.csv, measure.json, library.json, measure-report.json and report.html.
 
     `accept_partial` takes a pull that is not whole; report and MeasureReport then say so. `published` is a CSV of figures
     printed elsewhere, set beside ours in table1.csv and the report. Nothing is written that `verify` would refuse.
@@ -736,7 +766,7 @@ def _figures(
     study: Path, raw: "Raw", built: Mapping[str, Any], artifacts: "Artifacts", account: Mapping[str, Any]
 ) -> "tuple[Measured, dict[str, str]]":
     """The figures of a study and the files they are written to; `built` is the record of its cohort, which was checked."""
-    from crmo_fhir.metrics import compute_members, compute_results
+    from crmo_fhir.metrics import compute_analysis, compute_members, compute_results
 
     if built["program"] != __version__:
         raise IntegrityError(
@@ -748,7 +778,12 @@ def _figures(
     parameters, folder, form = _parameters(request), study / "cohort", Form(**account["form"])
     tables = _tables(study)
     known = _study(raw.manifest, built, tables["patients"], parameters, folder, Reporter(**account["reporter"]))
-    measured = Measured(compute_results(tables, parameters), known)
+    varied = [
+        {**row, "n": int(row["n"]), "N": int(row["N"])}
+        for row in _read_csv((folder / "sensitivity.csv").read_text(encoding="utf-8"))
+    ]
+    results, analysis = compute_results(tables, parameters), compute_analysis(tables, parameters, varied)
+    measured = Measured(results, known, analysis)
     members = compute_members(tables, parameters) if form.individual else None
     return measured, _texts(measured, artifacts, account["published"], form, members)
 
@@ -771,20 +806,23 @@ def _texts(
     )
     from crmo_fhir.export.r5 import to_r5
     from crmo_fhir.export.report import report_html
-    from crmo_fhir.export.results import results_csv
+    from crmo_fhir.export.results import results_csv, statistics_csv
     from crmo_fhir.export.table1 import table1_csv
 
     results, study, measure = measured.results, measured.study, artifacts.measure()
+    estimates = measured.analysis.estimates
     report = build_measure_report(results, study, measure, form.deqm)
     version = to_r5 if form.fhir_version == "R5" else lambda resource: resource
     files = {
         "results.csv": results_csv(results),
-        "table1.csv": table1_csv(results, printed),
+        "table1.csv": table1_csv(results, printed, estimates),
         "measure.json": to_json(version(checked(measure))),
         "library.json": to_json(version(checked(artifacts.library()))),
         "measure-report.json": to_json(version(report)),
-        "report.html": report_html(results, study, printed),
+        "report.html": report_html(results, study, printed, measured.analysis),
     }
+    if measured.analysis != NO_ANALYSIS:
+        files["statistics.csv"] = statistics_csv(estimates)
     if members is not None:
         individual = build_individual_reports(members, study, measure, form.deqm)
         files["individual-reports.ndjson"] = "".join(to_line(version(one)) for one in individual)

@@ -51,7 +51,8 @@ def test_every_file_of_the_design_is_there(demo_study):
     for name in (
         *("raw/manifest.json", "raw/ledger.csv", "raw/quarantine.ndjson", "raw/Patient.ndjson", "raw/Condition.ndjson"),
         *(f"cohort/{t}.parquet" for t in ("patients", "foci", "courses", "assessments", "labs", "imaging")),
-        *("cohort/attrition.csv", "cohort/unmapped.csv", *OUTPUTS, "library.json", "report.html"),
+        *("cohort/attrition.csv", "cohort/unmapped.csv", "cohort/sensitivity.csv"),
+        *(*OUTPUTS, "library.json", "report.html"),
     ):
         assert (demo_study / name).is_file(), name
 
@@ -151,3 +152,87 @@ def test_help_is_light():
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert "extract" in ran.stdout
+
+
+# Each of the 28 quantities of the source: what the program computes, as it stands beside the printed figure.
+QUANTITIES = """
+id   | computed
+Q01  | 25
+Q02  | all 25 within
+Q03  | 25
+Q04a | 16
+Q04b | 9
+Q05  | 8
+Q06  | 7
+Q07  | 7
+Q08  | 4
+Q09  | 40
+Q10  | 14
+Q11  | 1.60
+Q12  | 14/25 (56.0 %)
+Q13  | 11/25 (44.0 %)
+Q14a | 6/25 (24.0 %)
+Q14b | 4/25 (16.0 %)
+Q15a | 7/25 (28.0 %)
+Q15b | 7/25 (28.0 %)
+Q16  | 18
+Q17  | 3/18 (16.7 %)
+Q18  | 15
+Q19a | 12
+Q19b | 9
+Q20  | 3
+Q21  | 15 of 15
+Q22  | 31
+Q23  | 18/31 (58.1 %)
+Q24  | 9
+Q25  | 4/9 (44.4 %)
+Q26  | 13
+Q27  | 11/13 (84.6 %)
+Q28a | 8 of 25
+Q28b | 0 of 25
+Q28c | 25 of 25
+Q28d | 25 of 25
+"""
+
+
+def test_each_of_the_28_quantities_is_exact_or_says_why_it_differs(demo_study):
+    table = list(csv.DictReader(io.StringIO((demo_study / "table1.csv").read_text(encoding="utf-8"))))
+    found = {row["id"]: row for row in table if row["id"]}
+    wanted = dict([cell.strip() for cell in row.split("|")] for row in QUANTITIES.strip().splitlines()[1:])
+    assert {name: row["computed"] for name, row in found.items()} == wanted
+    assert {name[:3] for name in wanted} == {f"Q{number:02}" for number in range(1, 29)}
+    for name in ("Q02", "Q19b", "Q21", "Q27", *(f"Q28{part}" for part in "abcd")):
+        assert found[name]["note"], f"{name} is not printed so: the reason stands beside it"
+
+
+STATISTICS = """
+analysis   | group         | statistic           | stratum | n  | N  | value | low   | high
+comparison | clinical      | risk-difference     |         |    | 49 | 0.414 | 0.130 | 0.603
+comparison | clinical      | fisher-p            |         |    | 49 | 0.007 |       |
+comparison | mri           | risk-difference     |         |    | 22 | 0.402 | 0.007 | 0.680
+comparison | mri           | fisher-p            |         |    | 22 | 0.074 |       |
+reading    | tnfi          | courses             |         | 31 | 31 |       |       |
+reading    | tnfi          | lines               |         | 30 | 30 |       |       |
+reading    | tnfi          | ended-at            | 1       | 3  | 15 |       |       |
+reading    | tnfi          | ended-at            | 2       | 9  | 15 |       |       |
+reading    | tnfi          | ended-at            | 3       | 3  | 15 |       |       |
+reading    | tnfi          | re-starts           |         | 1  | 31 |       |       |
+reading    | tnfi          | evaluable           |         | 31 | 31 |       |       |
+reading    | tnfi          | mri                 |         | 13 | 31 |       |       |
+switch     | tnfi          | inefficacy          | 1>2     | 8  | 16 | 0.500 |       |
+switch     | tnfi          | adverse_event       | 2>3     | 2  | 12 | 0.167 |       |
+sensitivity | tnfi-clinical | proportion         |         | 18 | 31 | 0.581 | 0.408 | 0.736
+sensitivity | tnfi-mri     | proportion | evaluability=worst | 11 | 31 | 0.355 | 0.211 | 0.531
+"""
+
+
+@pytest.mark.parametrize("row", STATISTICS.strip().splitlines()[1:])
+def test_the_statistics_of_the_source(demo_study, row):
+    names = [name.strip() for name in STATISTICS.strip().splitlines()[0].split("|")]
+    wanted = dict(zip(names, (cell.strip() for cell in row.split("|")), strict=True))
+    rows = csv.DictReader(io.StringIO((demo_study / "statistics.csv").read_text(encoding="utf-8")))
+    (found,) = [r for r in rows if all(r[name] == wanted[name] for name in names[:4]) and not r["time"]]
+    shown = {
+        name: f"{float(cell):.3f}" if (cell := found[name]) and name in names[6:] else found[name] for name in names
+    }
+    assert shown == wanted

@@ -15,6 +15,7 @@ from crmo_fhir.export.verification import verify_outputs
 from crmo_fhir.model.study import Disclosure
 
 ALL = (*landing.OUTPUTS, *landing.ON_REQUEST)
+RELEASED = tuple(name for name in landing.OUTPUTS if name not in ("outputs.json", "statistics.csv"))
 WINDOW = ("--since", "2002", "--until", "2011")
 
 
@@ -61,7 +62,9 @@ def test_every_form_passes(crmo, study, form):
     assert crmo("verify", study).code == 0
 
 
-@pytest.mark.parametrize("name", [*ALL, "cohort/courses.parquet", "cohort/attrition.csv", "raw/Patient.ndjson"])
+@pytest.mark.parametrize(
+    "name", [*ALL, "cohort/courses.parquet", "cohort/attrition.csv", "cohort/sensitivity.csv", "raw/Patient.ndjson"]
+)
 def test_a_changed_byte_is_found(crmo, study, name):
     content = bytearray((study / name).read_bytes())
     content[len(content) // 2] ^= 1
@@ -179,6 +182,12 @@ SPOILT = {
     "another status": spoil_report(lambda _, report: report.update(status="final")),
     "another Library": spoil_text("measure.json", "Library/CrmoTreatmentEffect|", "Library/another|"),
     "another n on the page": spoil_text("report.html", '<tr id="tnfi-clinical">', '<tr id="tnfi">'),
+    "another n in the statistics": spoil_text("statistics.csv", "sensitivity,mtx-mri,proportion,,,4,9,", "sensitivity,mtx-mri,proportion,,,5,9,"),
+    "a value outside its interval": spoil_text("statistics.csv", "risk-difference,,,,49,0.41", "risk-difference,,,,49,0.71"),
+    "a curve that goes back": spoil_text("statistics.csv", "survival,mtx,retained,,0,18,18,1.0,1.0,1.0", "survival,mtx,retained,,0,18,18,0.0,0.0,0.0"),
+    "no number": spoil_text("statistics.csv", "risk-difference,,,,49,0.41", "risk-difference,,,,49,about 0.41"),
+    "another header": spoil_text("statistics.csv", "analysis,group", "analysis,groups"),
+    "more than all": spoil_text("statistics.csv", "reading,tnfi,re-starts,,,1,31,", "reading,tnfi,re-starts,,,32,31,"),
     "a child's count": spoil_child(lambda one: population(one["group"][0], "numerator").update(count=9)),
     "a child twice": lambda files: {
         **files, "individual-reports.ndjson": files["individual-reports.ndjson"] + files["individual-reports.ndjson"].splitlines()[0] + "\n"
@@ -222,7 +231,7 @@ def released(tmp_path_factory) -> Path:
 
 
 def texts_of_release(study: Path) -> dict[str, str]:
-    return {name: (study / "release" / name).read_text("utf-8") for name in landing.OUTPUTS if name != "outputs.json"}
+    return {name: (study / "release" / name).read_text("utf-8") for name in RELEASED}
 
 
 def line_of(files: dict[str, str], start: str) -> str:
@@ -266,6 +275,11 @@ def test_a_release_that_is_whole_passes(crmo, released):
     assert crmo("verify", released).code == 0
 
 
+def test_a_release_has_no_statistics(released):
+    assert (released / "statistics.csv").is_file()
+    assert sorted(path.name for path in (released / "release").iterdir()) == sorted((*RELEASED, "outputs.json"))
+
+
 @pytest.mark.parametrize("name", RELEASED_SPOILT)
 def test_a_release_that_tells_of_what_it_masks_is_refused(released, name):
     spoilt = RELEASED_SPOILT[name](texts_of_release(released))
@@ -279,7 +293,7 @@ def test_masked_figures_are_no_study(released):
         verify_outputs(texts_of_release(released), keys(released))
 
 
-@pytest.mark.parametrize("name", [name for name in landing.OUTPUTS if name != "outputs.json"])
+@pytest.mark.parametrize("name", RELEASED)
 def test_a_changed_byte_of_a_release_is_found(crmo, released, tmp_path, name):
     study = Path(shutil.copytree(released, tmp_path / "study"))
     path = study / "release" / name

@@ -77,7 +77,7 @@ def files(folder: Path, *resources: Resource | str, **more: bytes) -> Path:
     return folder
 
 
-OUTPUTS = ("results.csv", "table1.csv", "measure.json", "measure-report.json")
+OUTPUTS = ("results.csv", "statistics.csv", "table1.csv", "measure.json", "measure-report.json")
 
 
 def figures(study: Path) -> dict[str, bytes]:

@@ -89,7 +89,7 @@ RAW = (
 )
 BUILT = (
     *(f"cohort/{name}.parquet" for name in ("assessments", "courses", "foci", "imaging", "labs", "patients")),
-    *("cohort/attrition.csv", "cohort/unmapped.csv"),
+    *("cohort/attrition.csv", "cohort/unmapped.csv", "cohort/sensitivity.csv"),
 )
 
 

@@ -29,7 +29,7 @@ from crmo_fhir.export.table1 import (
     shown,
 )
 from crmo_fhir.model.parameters import Parameters
-from crmo_fhir.model.results import MASKED, Result
+from crmo_fhir.model.results import MASKED, NO_ANALYSIS, Analysis, Result
 from crmo_fhir.model.study import Study
 
 UNMAPPED_SHOWN = 100
@@ -149,7 +149,12 @@ class Line:
     note: str
 
 
-def report_html(results: Sequence[Result], study: Study, printed: Sequence[Mapping[str, str]] | None = None) -> str:
+def report_html(
+    results: Sequence[Result],
+    study: Study,
+    printed: Sequence[Mapping[str, str]] | None = None,
+    analysis: Analysis = NO_ANALYSIS,
+) -> str:
     """The report as one HTML file; with `printed`, a published comparison (columns of `table1.PRINTED_COLUMNS`)."""
     figures = Figures(tuple(results))
     environment = Environment(
@@ -173,7 +178,7 @@ def report_html(results: Sequence[Result], study: Study, printed: Sequence[Mappi
             (group, _line(name, row, _not_evaluable(figures, group))) for group, name, row in _treatment(figures)
         ],
         missing=[name for group, name in TREATMENT_GROUPS.items() if figures.overall(group) is None],
-        printed=None if printed is None else compare(results, printed),
+        printed=None if printed is None else compare(results, printed, analysis.estimates),
         cohort=figures.overall("cohort"),
         sexes=_sexes(figures),
         cohort_tables=[

@@ -1,4 +1,4 @@
-"""results.csv: the result rows as text and back, without rounding (design: files of a study).
+"""results.csv: the result rows as text and back, without rounding (design: files of a study); statistics.csv beside it.
 
 A masked count is an empty cell, in a row with the note `masked`.
 """
@@ -7,9 +7,11 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from typing import Any
 
 from crmo_fhir.errors import IntegrityError
-from crmo_fhir.model.results import COLUMNS, MASKED, Result
+from crmo_fhir.model.results import ANALYSES, COLUMNS, MASKED, Estimate, Result
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\0", "'")
 """First characters a spreadsheet may act on (OWASP ASVS 1.2.10); the apostrophe too, so that reading back is exact."""
@@ -39,6 +41,18 @@ def _cell(value: str | float | None) -> str:
 def results_csv(results: Iterable[Result]) -> str:
     """`results.csv`: one row a statistic, in the order given."""
     return csv_text(COLUMNS, ([getattr(result, column) for column in COLUMNS] for result in results))
+
+
+def statistics_csv(estimates: Iterable[Estimate]) -> str:
+    """`statistics.csv`: one estimate a row, by analysis, group, stratum, statistic and time, whatever the order given."""
+    order = {name: place for place, name in enumerate(ANALYSES)}
+
+    def place(one: Estimate) -> tuple[Any, ...]:
+        time = -1 if one.time is None else one.time
+        return order[one.analysis], one.group, one.stratum, one.statistic, time, str(one)
+
+    names = [field.name for field in fields(Estimate)]
+    return csv_text(names, ([getattr(one, name) for name in names] for one in sorted(estimates, key=place)))
 
 
 def read_results(text: str) -> list[Result]:

@@ -12,7 +12,7 @@ from fractions import Fraction
 
 from crmo_fhir.errors import UsageError
 from crmo_fhir.export.results import csv_text
-from crmo_fhir.model.results import MASKED, Result
+from crmo_fhir.model.results import MASKED, Estimate, Result
 from crmo_fhir.model.study import Disclosure
 
 CONFIDENTIAL = "[c]"
@@ -117,19 +117,28 @@ def describe_disclosure(disclosure: Disclosure) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The result rows of a study by what they are rows of."""
+    """The result rows of a study by what they are rows of, and the estimates beside them."""
 
     rows: tuple[Result, ...]
+    estimates: tuple[Estimate, ...] = ()
 
     def overall(self, group: str) -> Result | None:
         """The overall row of a group."""
         return self.find(group, "", "")
 
     def find(self, group: str, stratifier: str, stratum: str) -> Result | None:
-        """The row of one stratum. `foci-per-patient` is derived from `foci` and `cohort` where it is no row itself."""
+        """The row of one stratum. `foci-per-patient` is derived from `foci` and `cohort` where it is no row itself.
+
+        Strata joined by ` + ` are added up. An estimate is found as `analysis/group`, its statistic as stratifier.
+        """
         for row in self.rows:
             if (row.group, row.stratifier, row.stratum) == (group, stratifier, stratum):
                 return row
+        for one in self.estimates if "/" in group else ():
+            if (f"{one.analysis}/{one.group}", one.statistic, one.stratum) == (group, stratifier, stratum):
+                return Result(group, "", one.n, one.N, stratifier, stratum, note=one.note)
+        if " + " in stratum:
+            return self._together(group, stratifier, stratum)
         if (group, stratifier, stratum) == ("foci-per-patient", "", ""):
             return self._foci_per_patient()
         return None
@@ -150,6 +159,15 @@ class Figures:
         """How many of those treated could not be evaluated; None where the study does not say or it is masked."""
         row = self.overall(f"{group}-not-evaluable")
         return None if row is None else row.n
+
+    def _together(self, group: str, stratifier: str, strata: str) -> Result | None:
+        rows = [row for one in strata.split(" + ") if (row := self.find(group, stratifier, one))]
+        if not rows:
+            return None
+        counts = [row.n for row in rows if row.n is not None]
+        n = sum(counts) if len(counts) == len(rows) else None
+        note = MASKED if n is None or rows[0].N is None else ""
+        return Result(group, rows[0].unit, n, rows[0].N, stratifier, strata, note=note)
 
     def _foci_per_patient(self) -> Result | None:
         foci, cohort = self.overall("foci"), self.overall("cohort")
@@ -186,14 +204,16 @@ def table1_rows(results: Sequence[Result]) -> Iterator[tuple[str, Result]]:
     yield from strata(figures.strata("tnfi-lines", "line-ended"), "Last TNF-α line")
 
 
-def compare(results: Sequence[Result], printed: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+def compare(
+    results: Sequence[Result], printed: Sequence[Mapping[str, str]], estimates: Sequence[Estimate] = ()
+) -> list[dict[str, str]]:
     """The rows of a published comparison, each with our figure added as `computed`, written as its `show` says.
 
     In `show` the words `n`, `N`, `percent` and `mean` stand for the figures, everything else for itself
     (`n of N (percent)`). `computed` is empty for a row that names no group, and `not computed` for one we have no
     result for. Raises UsageError, naming the row, for rows without the columns of `PRINTED_COLUMNS`.
     """
-    figures = Figures(tuple(results))
+    figures = Figures(tuple(results), tuple(estimates))
     rows = []
     for number, row in enumerate(printed, start=1):
         if not all(isinstance(row.get(column), str) for column in PRINTED_COLUMNS):
@@ -220,19 +240,23 @@ def _computed(figures: Figures, row: Mapping[str, str]) -> str:
     return re.sub(r"\b(?:n|N|percent|mean)\b", lambda match: words[match[0]], row["show"] or "n")
 
 
-def table1_csv(results: Sequence[Result], printed: Sequence[Mapping[str, str]] | None = None) -> str:
+def table1_csv(
+    results: Sequence[Result],
+    printed: Sequence[Mapping[str, str]] | None = None,
+    estimates: Sequence[Estimate] = (),
+) -> str:
     """`table1.csv`: one quantity a row.
 
     With the rows of a published comparison (`PRINTED_COLUMNS`) the columns id, printed and computed are added: first
     the published quantities in their order, then every quantity of ours that they do not name.
     """
-    figures = Figures(tuple(results))
+    figures = Figures(tuple(results), tuple(estimates))
     rows = list(table1_rows(results))
     if printed is None:
         return csv_text(_TABLE, ((name, *_figures(figures, row), row.note) for name, row in rows))
     lines: list[Sequence[str | int | float | None]] = []
     named = set()
-    for source in compare(results, printed):
+    for source in compare(results, printed, estimates):
         key = (source["group"], source["stratifier"], source["stratum"])
         named.add(key)
         result = figures.find(*key)

@@ -4,6 +4,8 @@ No validator of FHIR finds a numerator above its denominator, a score that is no
 checks do. They read the files as anyone can, and know nothing of how the figures came about.
 """
 
+import csv
+import io
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,6 +52,8 @@ def verify_outputs(files: Mapping[str, str], keys: frozenset[str], disclosure: D
         *((name, _validity(one)) for name, one in (("measure.json", measure), ("library.json", library))),
         *[("measure-report.json", check) for check in (_validity(report), _references(report, keys))],
     ]
+    if "statistics.csv" in files:
+        checks.append(("statistics.csv", _statistics(files["statistics.csv"], results)))
     if individual:
         checks.append(("individual-reports.ndjson", _sums(individual, report)))
         checks += [("individual-reports.ndjson", _references(one, keys)) for one in individual]
@@ -152,6 +156,29 @@ def _readings(overall: Mapping[str, Result]) -> Relations:
             worst, best = overall[f"{group}-worst-case"], overall[f"{group}-best-case"]
             yield (worst.n, worst.N) == (whole.n, treated.n), f"`{group}`: worst case"
             yield treated.n == best.N and _adds_up([whole.n, missing.n], best.n), f"`{group}`: best case"
+
+
+def _statistics(text: str, results: Sequence[Result]) -> Relations:
+    """Counts within N, values within intervals, curves that only go one way, and the figures as used as results.csv has them."""
+    overall = {row.group: row for row in results if not row.stratifier}
+    last: dict[str, float] = {}
+    try:
+        for row in csv.DictReader(io.StringIO(text, newline=""), strict=True):
+            where = " ".join(row[name] for name in ("analysis", "group", "statistic", "stratum")).rstrip()
+            n, total, value, low, high = (row[name] for name in ("n", "N", "value", "low", "high"))
+            yield not n or not total or 0 <= int(n) <= int(total), f"`{where}`: n is not within N"
+            yield bool(value or n or row["note"]), f"`{where}`: neither a value nor a reason"
+            ends = [float(end) for end in (low, value, high) if end]
+            yield ends == sorted(ends), f"`{where}`: not inside its interval"
+            if row["time"] and value:
+                step = -float(value) if row["analysis"] == "survival" else float(value)
+                yield step >= last.get(where, step) - 1e-12, f"`{where}`: a curve that goes back"
+                last[where] = step
+            if row["analysis"] == "sensitivity" and not row["stratum"]:
+                used = overall[row["group"]]
+                yield (n, total) == (str(used.n), str(used.N)), f"`{where}`: not the n and N of results.csv"
+    except (KeyError, TypeError, ValueError, csv.Error):
+        yield False, "a row that is no estimate"
 
 
 def _canonicals(measure: Json, library: Json, report: Json) -> Relations:

@@ -1,19 +1,26 @@
 """From the cohort to the long result table: one statistic a row, before any output (clinical rules §3, §5)."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+from crmo_fhir.metrics.comparison import compute_agreement, compute_comparison
 from crmo_fhir.metrics.describe import compute_cohort, compute_foci, compute_lines
 from crmo_fhir.metrics.members import compute_members
-from crmo_fhir.metrics.response import compute_courses, compute_patients, days_of
+from crmo_fhir.metrics.response import Courses, compute_courses, compute_patients, days_of, derive_headlines
+from crmo_fhir.metrics.sensitivity import compute_counts, compute_sensitivity
+from crmo_fhir.metrics.survival import compute_survival
+from crmo_fhir.metrics.switches import compute_mentioned, compute_readings, compute_switches
+from crmo_fhir.metrics.timelines import derive_timelines, derive_trends
 from crmo_fhir.model.parameters import Parameters
-from crmo_fhir.model.results import Result
+from crmo_fhir.model.results import Analysis, Result
 from crmo_fhir.model.tables import rows_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["compute_members", "compute_results"]
+__all__ = ["compute_analysis", "compute_headlines", "compute_members", "compute_results"]
+
+_CLASSES = {"nsaid": "NSAID", "mtx": "MTX", "tnfi": "TNF"}
 
 
 def compute_results(tables: "Mapping[str, pd.DataFrame]", parameters: Parameters) -> list[Result]:
@@ -24,7 +31,8 @@ def compute_results(tables: "Mapping[str, pd.DataFrame]", parameters: Parameters
     """
     patients = rows_of(tables["patients"])
     foci = rows_of(tables["foci"])
-    courses = rows_of(tables["courses"])
+    rows = rows_of(tables["courses"])
+    courses = Courses.of(rows)
     days = days_of(rows_of(tables["assessments"]))
     return [
         *compute_cohort(patients, parameters.interval),
@@ -32,5 +40,35 @@ def compute_results(tables: "Mapping[str, pd.DataFrame]", parameters: Parameters
         *compute_patients("nsaid", "NSAID", patients, courses, parameters, days),
         *compute_patients("mtx", "MTX", patients, courses, parameters, days),
         *compute_courses("tnfi", "TNF", patients, courses, parameters),
-        *compute_lines(courses, parameters.interval),
+        *compute_lines(rows, parameters.interval),
     ]
+
+
+def compute_headlines(tables: "Mapping[str, pd.DataFrame]", parameters: Parameters) -> dict[str, tuple[int, int]]:
+    """Numerator and denominator of the five treatment groups: what a variant of a rule is computed for."""
+    courses = Courses.of(rows_of(tables["courses"]))
+    return compute_counts(derive_headlines(rows_of(tables["patients"]), courses, parameters))
+
+
+def compute_analysis(
+    tables: "Mapping[str, pd.DataFrame]", parameters: Parameters, varied: Sequence[Mapping[str, Any]]
+) -> Analysis:
+    """All that is no n of N: comparison, survival, switches, agreement, sensitivity, readings; timelines and trends.
+
+    `tables` are those of STUDY/cohort, `varied` the rows of its sensitivity.csv. A figure that cannot be computed is an
+    estimate without a value and with the reason in `note`.
+    """
+    rows = {name: rows_of(table) for name, table in tables.items()}
+    patients, courses = rows["patients"], Courses.of(rows["courses"])
+    classes = {group: courses.each(name) for group, name in _CLASSES.items()}
+    units = derive_headlines(patients, courses, parameters)
+    estimates = (
+        *compute_comparison(units, parameters),
+        *compute_survival(classes, patients, rows["assessments"]),
+        *compute_switches(classes["tnfi"]),
+        *compute_agreement(classes),
+        *compute_sensitivity(units, patients, courses, varied, parameters),
+        *compute_readings(classes["tnfi"]),
+        *compute_mentioned(patients, courses, rows["labs"]),
+    )
+    return Analysis(estimates, derive_timelines(rows), derive_trends(rows))

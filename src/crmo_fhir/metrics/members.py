@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from crmo_fhir.metrics.describe import Row, sapho_of
-from crmo_fhir.metrics.response import Unit, derive_children, derive_courses, derive_mri, derive_whole_cohort
+from crmo_fhir.metrics.response import Courses, Unit, derive_headlines
 from crmo_fhir.model.parameters import Parameters
 from crmo_fhir.model.results import Member
 from crmo_fhir.model.tables import rows_of
@@ -22,7 +22,7 @@ def compute_members(tables: "Mapping[str, pd.DataFrame]", parameters: Parameters
     """
     patients = rows_of(tables["patients"])
     foci = rows_of(tables["foci"])
-    courses = rows_of(tables["courses"])
+    courses = Courses.of(rows_of(tables["courses"]))
     kinds: dict[str, set[str]] = defaultdict(set)
     for row in rows_of(tables["assessments"]):
         if row["origin"] != "reviewed":  # a judgement of the review worksheet is no resource that a report could name
@@ -42,16 +42,9 @@ def compute_members(tables: "Mapping[str, pd.DataFrame]", parameters: Parameters
             for unit in units
         ]
 
-    nsaid = derive_children("NSAID", patients, courses, parameters)
-    members = [
-        *(_child(p) for p in patients),
-        *_foci(foci),
-        *judged("nsaid-clinical", "clinical", derive_whole_cohort(nsaid, patients)),
-        *judged("mtx-clinical", "clinical", derive_children("MTX", patients, courses, parameters)),
-        *judged("tnfi-clinical", "clinical", derive_courses("TNF", patients, courses)),
-        *judged("mtx-mri", "mri", derive_mri("MTX", patients, courses)),
-        *judged("tnfi-mri", "mri", derive_mri("TNF", patients, courses)),
-    ]
+    members = [*(_child(p) for p in patients), *_foci(foci)]
+    for group, units in derive_headlines(patients, courses, parameters).items():
+        members += judged(group, "mri" if group.endswith("-mri") else "clinical", units)
     order = {group: place for place, group in enumerate(dict.fromkeys(member.group for member in members))}
     return sorted(members, key=lambda member: (order[member.group], member.person))
 

@@ -5,11 +5,11 @@ stand its second readings: treated, not evaluable, worst and best case, intentio
 source, at its best, and at six months, each of the units of which it is known.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
-from typing import Any
+from typing import Any, NamedTuple
 
 from crmo_fhir.fhir.dates import add_months
 from crmo_fhir.metrics.describe import count, sapho_of, share
@@ -25,42 +25,82 @@ NO_AGENT = "none"
 UNKNOWN = "unknown"
 NOT_KNOWN = "no proportion: nothing of this reading is recorded (0/0)"
 """The note of a second reading that no unit has an answer of."""
+STRATIFIERS = ("agent", "line", "sex", "focality", "sapho")
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
-    """One thing counted, a child or a course: whose it is, its answer (None: not evaluable), the strata it is in.
+class Courses:
+    """The courses of a cohort in order of start: all of each child, and by class those that count."""
 
-    `courses` are those its answer was read from.
+    by_person: Mapping[str, Sequence[Row]]
+    by_class: Mapping[str, Mapping[str, Sequence[Row]]]
+
+    @classmethod
+    def of(cls, rows: Iterable[Row]) -> "Courses":
+        """Group the rows of the table `courses`, whatever their order."""
+        by_person: dict[str, list[Row]] = defaultdict(list)
+        by_class: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+        for course in sorted(rows, key=lambda c: (c["person"], c["start"], c["course"])):
+            by_person[course["person"]].append(course)
+            if course["left_out"] is None:
+                by_class[course["drug_class"]][course["person"]].append(course)
+        return cls(by_person, by_class)
+
+    def of_class(self, drug_class: str) -> Mapping[str, Sequence[Row]]:
+        """The courses of a class that count, by child."""
+        return self.by_class.get(drug_class, {})
+
+    def each(self, drug_class: str) -> list[Row]:
+        """The same, one after the other."""
+        return [course for own in self.of_class(drug_class).values() for course in own]
+
+    def read(self, drug_class: str, reading: Callable[[Row], Row]) -> "Courses":
+        """The same courses, those of a class that count read in another way."""
+        own = {person: [reading(course) for course in rows] for person, rows in self.of_class(drug_class).items()}
+        return Courses(self.by_person, {**self.by_class, drug_class: own})
+
+
+class Unit(NamedTuple):
+    """One thing counted, a child or a course: whose it is and its answer (None: not evaluable).
+
+    `courses` are those its answer was read from, `deciding` is the one whose agent and line it counts under (None: untreated).
     """
 
-    person: str
+    patient: Row
     effect: bool | None
-    failed_unjudged: bool
-    strata: dict[str, str]
+    failed_unjudged: bool = False
+    deciding: Row | None = None
     courses: tuple[Row, ...] = ()
 
+    @property
+    def person(self) -> str:
+        """The key of the child."""
+        return str(self.patient["person"])
 
-def _strata(patient: Row, course: Row | None) -> dict[str, str]:
-    agent, line = (course["agent"], str(course["line_no"])) if course else (NO_AGENT, NO_AGENT)
-    if agent.endswith(UNSPECIFIED):
-        agent = line = UNKNOWN
-    return {
-        "agent": agent,
-        "line": line,
-        "sex": patient["sex"],
-        "focality": patient["focality"],
-        "sapho": sapho_of(patient),
-    }
+    @property
+    def strata(self) -> dict[str, str]:
+        """The value of each stratifier."""
+        course = self.deciding
+        agent, line = (agent_of(course), str(course["line_no"])) if course else (NO_AGENT, NO_AGENT)
+        return {
+            "agent": agent,
+            "line": UNKNOWN if agent == UNKNOWN else line,
+            "sex": self.patient["sex"],
+            "focality": self.patient["focality"],
+            "sapho": sapho_of(self.patient),
+        }
 
 
-def derive_children(
-    drug_class: str, patients: Sequence[Row], courses: Sequence[Row], parameters: Parameters
-) -> list[Unit]:
+def agent_of(course: Row) -> str:
+    """The agent of a course as a stratum."""
+    return UNKNOWN if course["agent"].endswith(UNSPECIFIED) else str(course["agent"])
+
+
+def derive_children(drug_class: str, patients: Sequence[Row], courses: Courses, parameters: Parameters) -> list[Unit]:
     """The children treated with a class, each with the clinical effect of it."""
-    own, everything = _of_class(courses, drug_class), _by_person(courses)
+    own = courses.of_class(drug_class)
     return [
-        _child(p, own[p["person"]], everything[p["person"]], drug_class, parameters)
+        _child(p, own[p["person"]], courses.by_person[p["person"]], drug_class, parameters)
         for p in patients
         if p["person"] in own
     ]
@@ -69,30 +109,39 @@ def derive_children(
 def derive_whole_cohort(treated: Sequence[Unit], patients: Sequence[Row]) -> list[Unit]:
     """Every child of the cohort, without an effect where it was not treated or not judged (the NSAID row as published)."""
     units = {unit.person: unit for unit in treated}
-    everyone = [units.get(p["person"]) or Unit(p["person"], None, False, _strata(p, None)) for p in patients]
-    return [replace(unit, effect=bool(unit.effect), failed_unjudged=False) for unit in everyone]
+    everyone = [units.get(p["person"]) or Unit(p, effect=None) for p in patients]
+    return [unit._replace(effect=bool(unit.effect), failed_unjudged=False) for unit in everyone]
 
 
-def derive_courses(drug_class: str, patients: Sequence[Row], courses: Sequence[Row]) -> list[Unit]:
+def derive_courses(drug_class: str, patients: Sequence[Row], courses: Courses) -> list[Unit]:
     """The courses of a class, each with its clinical effect."""
-    own, by_key = _of_class(courses, drug_class), {p["person"]: p for p in patients}
-    return [_course(by_key[person], course) for person in sorted(own) for course in own[person]]
+    by_key = {p["person"]: p for p in patients}
+    return [_course(by_key[course["person"]], course) for course in courses.each(drug_class)]
 
 
-def derive_mri(drug_class: str, patients: Sequence[Row], courses: Sequence[Row]) -> list[Unit]:
+def derive_mri(drug_class: str, patients: Sequence[Row], courses: Courses) -> list[Unit]:
     """The courses of a class, each with its change on MRI."""
-    own, by_key = _of_class(courses, drug_class), {p["person"]: p for p in patients}
+    by_key = {p["person"]: p for p in patients}
     return [
         Unit(
-            person,
+            by_key[c["person"]],
             None if c["mri"] is None else c["mri"] == "regression",
-            False,
-            _strata(by_key[person], c),
-            (c,),
+            deciding=c,
+            courses=(c,),
         )
-        for person in sorted(own)
-        for c in own[person]
+        for c in courses.each(drug_class)
     ]
+
+
+def derive_headlines(patients: Sequence[Row], courses: Courses, parameters: Parameters) -> dict[str, list[Unit]]:
+    """What each of the five treatment groups counts."""
+    return {
+        "nsaid-clinical": derive_whole_cohort(derive_children("NSAID", patients, courses, parameters), patients),
+        "mtx-clinical": derive_children("MTX", patients, courses, parameters),
+        "tnfi-clinical": derive_courses("TNF", patients, courses),
+        "mtx-mri": derive_mri("MTX", patients, courses),
+        "tnfi-mri": derive_mri("TNF", patients, courses),
+    }
 
 
 Days = Mapping[tuple[str, str], date | None]
@@ -105,7 +154,7 @@ def days_of(assessments: Sequence[Row]) -> Days:
 
 
 def compute_patients(
-    prefix: str, drug_class: str, patients: Sequence[Row], courses: Sequence[Row], parameters: Parameters, days: Days
+    prefix: str, drug_class: str, patients: Sequence[Row], courses: Courses, parameters: Parameters, days: Days
 ) -> list[Result]:
     """The clinical effect of a class counted by children, and its MRI effect counted by courses.
 
@@ -120,7 +169,7 @@ def compute_patients(
             _other(
                 f"{group}-{name}",
                 "patient",
-                derive_children(drug_class, patients, [_read_as(c, own, days) for c in courses], parameters),
+                derive_children(drug_class, patients, courses.read(drug_class, _reading_of(own, days)), parameters),
                 parameters.interval,
                 flag,
             )
@@ -129,7 +178,7 @@ def compute_patients(
     ]
     if drug_class == "NSAID":
         # as published: every child of the cohort is in the denominator; the exposed are the second reading
-        exposed = [replace(unit, effect=bool(unit.effect), failed_unjudged=False) for unit in treated]
+        exposed = [unit._replace(effect=bool(unit.effect), failed_unjudged=False) for unit in treated]
         return [
             *_group(group, "patient", derive_whole_cohort(treated, patients), parameters.interval, flag),
             *_group(f"{group}-exposed", "patient", exposed, parameters.interval, flag),
@@ -143,7 +192,7 @@ def compute_patients(
 
 
 def compute_courses(
-    prefix: str, drug_class: str, patients: Sequence[Row], courses: Sequence[Row], parameters: Parameters
+    prefix: str, drug_class: str, patients: Sequence[Row], courses: Courses, parameters: Parameters
 ) -> list[Result]:
     """The clinical and MRI effect of a class counted by courses, and the clinical effect by children."""
     units = derive_courses(drug_class, patients, courses)
@@ -156,7 +205,7 @@ def compute_courses(
             _other(
                 f"{group}-{name}",
                 "course",
-                derive_courses(drug_class, patients, [_read_as(c, own, {}) for c in courses]),
+                derive_courses(drug_class, patients, courses.read(drug_class, _reading_of(own, {}))),
                 parameters.interval,
                 flag,
             )
@@ -175,15 +224,19 @@ def _sources(parameters: Parameters) -> dict[str, tuple[str, ...]]:
     return beside
 
 
-def _read_as(course: Row, columns: Sequence[str], days: Days) -> Row:
-    """The course as if its effect were what the first of these columns that holds an answer says."""
-    column = next((c for c in columns if course[c] is not None), None)
-    return {
-        **course,
-        "effect": course[column] if column else None,
-        "effect_low": days.get((course["course"], column)) if column else None,
-        "evaluable": column is not None and course["exposure_enough"],
-    }
+def _reading_of(columns: Sequence[str], days: Days) -> Callable[[Row], Row]:
+    """A course as if its effect were what the first of these columns that holds an answer says."""
+
+    def read(course: Row) -> Row:
+        column = next((c for c in columns if course[c] is not None), None)
+        return {
+            **course,
+            "effect": course[column] if column else None,
+            "effect_low": days.get((course["course"], column)) if column else None,
+            "evaluable": column is not None and course["exposure_enough"],
+        }
+
+    return read
 
 
 def _other(group: str, unit: str, units: Sequence[Unit], interval: str, flag: str) -> Result:
@@ -192,50 +245,39 @@ def _other(group: str, unit: str, units: Sequence[Unit], interval: str, flag: st
     return share(group, unit, sum(known), len(known), interval, note=flag if known else NOT_KNOWN)
 
 
-def _of_class(courses: Sequence[Row], drug_class: str) -> dict[str, list[Row]]:
-    return _by_person([c for c in courses if c["drug_class"] == drug_class and c["left_out"] is None])
-
-
-def _by_person(courses: Sequence[Row]) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = defaultdict(list)
-    for course in sorted(courses, key=lambda c: (c["start"], c["course"])):
-        found[course["person"]].append(course)
-    return found
-
-
 def _orders_note(units: Sequence[Unit]) -> str:
     return "from orders" if any(course["rung"] == "order" for unit in units for course in unit.courses) else ""
 
 
 def _course(patient: Row, course: Row) -> Unit:
     effect = course["effect"] == "sufficient" if course["evaluable"] else None
-    return Unit(
-        course["person"], effect, effect is None and _failed_unjudged(course), _strata(patient, course), (course,)
-    )
+    return Unit(patient, effect, effect is None and _failed_unjudged(course), course, (course,))
 
 
 def _failed_unjudged(course: Row) -> bool:
     return bool(course["not_evaluable_reason"] == "no assessment, stopped for an adverse event")
 
 
-def _any_course(patient: Row, courses: list[Row]) -> Unit:
+def _any_course(patient: Row, courses: Sequence[Row]) -> Unit:
     """A child is evaluable if any course is, sufficient if any is; its strata are those of the course that decides."""
     evaluable = [c for c in courses if c["evaluable"]]
     sufficient = [c for c in evaluable if c["effect"] == "sufficient"]
     deciding = (sufficient or evaluable or courses)[-1]
     effect = bool(sufficient) if evaluable else None
     failed = effect is None and any(_failed_unjudged(c) for c in courses)
-    return Unit(patient["person"], effect, failed, _strata(patient, deciding), tuple(courses))
+    return Unit(patient, effect, failed, deciding, tuple(courses))
 
 
-def _child(patient: Row, own: list[Row], everything: list[Row], drug_class: str, parameters: Parameters) -> Unit:
+def _child(
+    patient: Row, own: Sequence[Row], everything: Sequence[Row], drug_class: str, parameters: Parameters
+) -> Unit:
     if drug_class != "NSAID":
         return _any_course(patient, own)
     kept = [c if not _escalated(c, everything, parameters) else {**c, "effect": "insufficient"} for c in own]
     return _any_course(patient, kept)
 
 
-def _escalated(course: Row, everything: list[Row], parameters: Parameters) -> bool:
+def _escalated(course: Row, everything: Sequence[Row], parameters: Parameters) -> bool:
     """Whether a stronger treatment ran at the judgement of an NSAID or began within 12 months of it (edge case E20).
 
     That is methotrexate, a TNF-α inhibitor, a bisphosphonate, or a systemic glucocorticoid for more than 28 days.
@@ -259,35 +301,33 @@ def _escalated(course: Row, everything: list[Row], parameters: Parameters) -> bo
 def _group(
     group: str, unit: str, units: Sequence[Unit], interval: str, note: str, *, cuts: bool = True
 ) -> list[Result]:
-    judged = [u for u in units if u.effect is not None]
-    rows = [share(group, unit, sum(u.effect is True for u in judged), len(judged), interval, note=note)]
-    if not cuts:
-        return rows
-    for stratifier in ("agent", "line", "sex", "focality", "sapho"):
-        for value in _values(group, stratifier, units):
-            own = [u for u in judged if u.strata[stratifier] == value]
+    good, judged = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    met: dict[str, set[str]] = defaultdict(set)
+    for one in units:
+        of_one = [("", ""), *(one.strata.items() if cuts else ())]
+        for stratifier, value in of_one:
+            met[stratifier].add(value)
+        if one.effect is not None:
+            judged.update(of_one)
+        if one.effect:
+            good.update(of_one)
+    rows = [share(group, unit, good["", ""], judged["", ""], interval, note=note)]
+    for stratifier in STRATIFIERS if cuts else ():
+        for value in _values(group, stratifier, met[stratifier]):
+            cut = stratifier, value
             rows.append(
-                share(
-                    group,
-                    unit,
-                    sum(u.effect is True for u in own),
-                    len(own),
-                    interval,
-                    stratifier=stratifier,
-                    stratum=value,
-                    note=note,
-                )
+                share(group, unit, good[cut], judged[cut], interval, stratifier=stratifier, stratum=value, note=note)
             )
     return rows
 
 
-def _values(group: str, stratifier: str, units: Sequence[Unit]) -> list[str]:
+def _values(group: str, stratifier: str, met: set[str]) -> list[str]:
     """The strata of a cut, empty ones too; agents and lines are those met, with `unknown` always for the TNF-α courses."""
     fixed = {"sex": list(SEXES), "focality": list(FOCALITIES), "sapho": ["yes", "no"]}
     if stratifier in fixed:
         return fixed[stratifier]
     last = (UNKNOWN, NO_AGENT)
-    met = {u.strata[stratifier] for u in units} | ({UNKNOWN} if group.startswith("tnfi") else set())
+    met = met | ({UNKNOWN} if group.startswith("tnfi") else set())
     return sorted(met - set(last), key=lambda v: (len(v), v) if stratifier == "line" else (0, v)) + [
         v for v in last if v in met
     ]
@@ -315,7 +355,7 @@ def _mri(
     prefix: str,
     drug_class: str,
     patients: Sequence[Row],
-    courses: Sequence[Row],
+    courses: Courses,
     parameters: Parameters,
     note: str,
 ) -> list[Result]:
@@ -331,7 +371,7 @@ def _mri(
             _other(
                 f"{group}-{name}",
                 "MRI-evaluated course",
-                derive_mri(drug_class, patients, [_mri_read_as(c, own) for c in courses]),
+                derive_mri(drug_class, patients, courses.read(drug_class, _mri_reading_of(own))),
                 interval,
                 note,
             )
@@ -340,5 +380,8 @@ def _mri(
     ]
 
 
-def _mri_read_as(course: Row, origins: Sequence[str]) -> Row:
-    return {**course, "mri": next((course[f"mri_{o}"] for o in origins if course[f"mri_{o}"] is not None), None)}
+def _mri_reading_of(origins: Sequence[str]) -> Callable[[Row], Row]:
+    return lambda course: {
+        **course,
+        "mri": next((course[f"mri_{o}"] for o in origins if course[f"mri_{o}"] is not None), None),
+    }

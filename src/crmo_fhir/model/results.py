@@ -97,6 +97,7 @@ ANALYSES = {
     "agreement": "how far two sources of the effect agree (Cohen's kappa)",
     "sensitivity": "a headline figure with one rule changed",
     "reading": "a way to count the TNF-α treatments of the published n",
+    "mentioned": "children with what the source mentions without a figure",
 }
 """The analyses of `statistics.csv`, in order."""
 
