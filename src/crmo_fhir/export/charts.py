@@ -16,16 +16,29 @@ WIDTH = 7.2
 """Inches: what is left of an A4 page between its margins."""
 INK, SOFT, RULE, ACCENT, TINT = "#1c2226", "#5a666d", "#c3ccd0", "#1d5c73", "#f3f6f7"
 COLOURS = (ACCENT, "#b3541e", "#6a4c93", "#3f7d3a", "#8a6d00", "#a83a5b", INK)
-DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.4)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 3)), "-")
+DASHES: tuple[Any, ...] = (
+    "-",
+    (0, (5, 2)),
+    (0, (1, 1.4)),
+    (0, (6, 2, 1, 2)),
+    (0, (3, 1, 1, 1, 1, 1)),
+    (0, (8, 3)),
+    "-",
+)
 CHARACTER = 0.072
 """Inches that one character of a label takes at most, on average."""
 
 
 @contextmanager
 def _style(name: str) -> Iterator[None]:
+    """Our look on top of matplotlib's defaults: what a user's own settings say does not matter, nor a cache it cannot keep."""
+    import logging
+    import warnings
+
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     import matplotlib as mpl
 
-    style = {
+    style: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": name,
         "font.family": "sans-serif",
@@ -43,7 +56,12 @@ def _style(name: str) -> Iterator[None]:
         "legend.frameon": False,
         "path.simplify": True,
     }
-    with mpl.rc_context(style):
+    with mpl.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="Glyph"
+        )  # of a script its font has not: the reader's own will show it
+        mpl.rcdefaults()
+        mpl.rcParams.update(style)
         yield
 
 
@@ -65,7 +83,9 @@ def _svg(figure: Any, name: str, title: str, description: str) -> str:
     text = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", text)
     text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
     text = re.sub(r' (?:d|points)="[^"]*"', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0]), text)
-    text = re.sub(r"'DejaVu Sans',.*?sans-serif", "sans-serif", text)  # measured in a wide font, shown in the reader's own
+    text = re.sub(
+        r"'DejaVu Sans',.*?sans-serif", "sans-serif", text
+    )  # measured in a wide font, shown in the reader's own
     text = re.sub(r' transform="rotate\(-0 [^"]*"', "", text)
     text = re.sub(r"\s*\n\s*", " ", text)
     width, height = (float(found) for found in re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)[0])
@@ -166,9 +186,7 @@ class Effect:
     strong: bool = False
 
 
-def draw_forest(
-    name: str, title: str, description: str, effects: Sequence[Effect], heads: tuple[str, str, str]
-) -> str:
+def draw_forest(name: str, title: str, description: str, effects: Sequence[Effect], heads: tuple[str, str, str]) -> str:
     """Proportions with their intervals, the size of a mark after the number behind it; `heads`: counts, share, axis."""
     step = 0.36 if any("\n" in one.name for one in effects) else 0.205
     height = step * len(effects) + 0.72
@@ -301,29 +319,36 @@ def draw_timelines(
                 )
             going = [(span.end, y) for y, _, span in own if span.ongoing]
             if going:
-                x, y = zip(*going, strict=True)
-                axes.plot(x, y, ls="", marker=">", color=fill, mec=INK, mew=0.5, ms=4.5, clip_on=False)
+                axes.plot(
+                    *zip(*going, strict=True), ls="", marker=">", color=fill, mec=INK, mew=0.5, ms=4.5, clip_on=False
+                )
         for y, span in spans:
             down = y + _LANES[span.lane][0]
             room = (span.end - span.start) * inch - 0.06 * len(span.label) - 0.04
             if span.label and room > 0:
-                axes.text(span.start + 0.03 / inch, down + 0.01, _plain(span.label), va="center", size=6.4, color="white")
+                axes.text(
+                    span.start + 0.03 / inch, down + 0.01, _plain(span.label), va="center", size=6.4, color="white"
+                )
             if span.stop and span.lane == 2 and span.look == "TNF" and room > 0.05 + 0.06 * len(span.stop):
                 axes.text(
                     *(span.end - 0.02 / inch, down, span.stop),
-                    **{"ha": "right", "va": "center", "size": 6.2, "weight": "bold", "color": "white"},
+                    ha="right",
+                    va="center",
+                    size=6.2,
+                    weight="bold",
+                    color="white",
                 )
             elif span.stop and span.lane == 2:
-                axes.text(span.end, y + _ABOVE, span.stop, ha="right", va="center", size=6.2, weight="bold")
+                axes.text(span.end, y + _ABOVE, span.stop, ha="left", va="center", size=6.2, weight="bold")
             elif span.stop:
                 axes.text(span.end + 0.03 / inch, down, span.stop, ha="left", va="center", size=6.2, weight="bold")
         places = {0: _LANES[0][0], 1: _LANES[1][0], 2: _ABOVE, ON_FOLLOW_UP: _BELOW}
         for kind, (shape, fill, size) in MARKS.items():
             found = [(x, y + places[lane]) for y, one in enumerate(lanes) for x, lane, k in one.marks if k == kind]
             if found:
-                x, y = zip(*found, strict=True)
                 edge = INK if kind == "mri" or fill == "white" else "white"
-                axes.plot(x, y, marker=shape, mfc=fill, mec=edge, mew=0.6, ms=size, ls="", zorder=4)
+                drawn: Any = {"marker": shape, "mfc": fill, "mec": edge, "mew": 0.6, "ms": size, "ls": "", "zorder": 4}
+                axes.plot(*zip(*found, strict=True), **drawn)
         handles: list[Any] = [
             Patch(fc=fill, hatch=hatch, ec=INK, lw=0.5, label=legend[look])
             for look, (fill, hatch) in LOOKS.items()
@@ -367,14 +392,16 @@ def draw_curves(
     `from_zero`: curves that rise from 0, else they fall from 100 percent.
     """
     year = 365.25
-    rows = len(curves)
-    left = min(2.3, max(0.95, 0.15 + CHARACTER * max((len(curve.name) for curve in curves), default=0)))
-    below = 0.62 + (0.2 + 0.17 * rows if at_risk else 0)
-    legend = 0.2 * rows + 0.05
-    height = 2.5 + below + legend
+    counted = list(curves) if len({curve.at_risk for curve in curves}) > 1 else list(curves[:1])
+    names = [curve.name if len(counted) > 1 else at_risk for curve in counted]
+    left = min(2.3, max(0.95, 0.15 + CHARACTER * max((len(one) for one in names), default=0)))
+    below = 0.85 + 0.17 * len(counted)
+    columns = 2 if len(curves) == 2 and max(len(curve.name) for curve in curves) < 24 else 1
+    height = 2.45 + below + 0.2 * ceil(len(curves) / columns)
+    wide = WIDTH - left - 0.25
     with _style(name):
         figure = _figure(height)
-        axes = figure.add_axes((left / WIDTH, below / height, (WIDTH - left - 0.25) / WIDTH, 2.4 / height))
+        axes = figure.add_axes((left / WIDTH, below / height, wide / WIDTH, 2.4 / height))
         end = max([*ticks, *(p[0] for curve in curves for p in curve.points), 1]) / year
         axes.set_xlim(0, end)
         axes.set_ylim(0, 101)
@@ -383,8 +410,8 @@ def draw_curves(
         axes.set_xlabel(axes_names[0])
         axes.set_ylabel(axes_names[1])
         axes.grid(visible=True, axis="y", color=RULE, lw=0.5)
-        for i, curve in enumerate(curves):
-            colour, dash = COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]
+        looks = [(COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]) for i in range(len(curves))]
+        for curve, (colour, dash) in zip(curves, looks, strict=True):
             points = curve.points
             if points and points[0][0] > 0:
                 start = 0.0 if from_zero else 100.0
@@ -392,20 +419,20 @@ def draw_curves(
             x = [point[0] / year for point in points]
             axes.step(x, [point[1] for point in points], where="post", color=colour, ls=dash, lw=1.7, label=curve.name)
             known = [(p[0] / year, p[2], p[3]) for p in points if p[2] is not None and p[3] is not None]
-            if known and rows <= 2:
+            if known and len(curves) <= 2:
                 axes.fill_between(*zip(*known, strict=True), step="post", color=colour, alpha=0.13, lw=0)
-            if at_risk:
-                y = -0.62 - 0.17 * i
-                numbers = dict(curve.at_risk)
-                transform = axes.get_xaxis_transform()
-                axes.text(
-                    (0.08 - left) / (WIDTH - left - 0.25), y / 2.4, _plain(curve.name), transform=axes.transAxes, color=colour, va="center", size=8
-                )
-                for tick in ticks:
-                    axes.text(tick / year, y / 2.4, str(numbers.get(tick, "")), transform=transform, ha="center", va="center", size=8)
-        if at_risk:
-            axes.text((0.08 - left) / (WIDTH - left - 0.25), -0.45 / 2.4, at_risk, transform=axes.transAxes, va="center", color=SOFT, size=8)
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=1 if rows > 2 else 2, fontsize=8.5, handlelength=3.2, borderaxespad=0.2)
+        if len(counted) > 1:
+            axes.text((0.08 - left) / wide, -0.49 / 2.4, at_risk, transform=axes.transAxes, color=SOFT, size=8)
+        for i, (curve, label) in enumerate(zip(counted, names, strict=True)):
+            y = (-0.64 - 0.17 * i) / 2.4
+            colour = looks[i][0] if len(counted) > 1 else INK
+            place = {"va": "center", "size": 8}
+            axes.text((0.08 - left) / wide, y, _plain(label), transform=axes.transAxes, color=colour, **place)
+            for tick, number in curve.at_risk:
+                axes.text(tick / year, y, str(number), transform=axes.get_xaxis_transform(), ha="center", **place)
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, fontsize=8.5, handlelength=3.2, borderaxespad=0.2
+        )
         return _svg(figure, name, title, description)
 
 
@@ -472,7 +499,14 @@ def draw_sankey(
             codes = [Path.MOVETO, *[Path.CURVE4] * 3, Path.LINETO, *[Path.CURVE4] * 3, Path.CLOSEPOLY]
             look = flow.look % len(hatches)
             axes.add_patch(PathPatch(Path(corners, codes), fc=pale[look], hatch=hatches[look], ec=SOFT, lw=0.4))
-            axes.text(x0 + 0.06, y0 + thick / 2, str(flow.n), va="center", size=8, bbox={"fc": "white", "ec": "none", "pad": 0.6})
+            axes.text(
+                x0 + 0.06,
+                y0 + thick / 2,
+                str(flow.n),
+                va="center",
+                size=8,
+                bbox={"fc": "white", "ec": "none", "pad": 0.6},
+            )
         for node, (x, y) in place.items():
             axes.add_patch(Rectangle((x, y), node_width, max(unit * size[node], 0.02), fc=ACCENT, ec="none"))
             axes.text(x, y - 0.05, _plain(f"{names[node]}: {size[node]}"), va="bottom", size=8.5, weight="bold")
@@ -497,7 +531,12 @@ class Panel:
 
 
 def draw_trends(
-    name: str, title: str, description: str, panels: Sequence[Panel], window: tuple[float, float], names: tuple[str, str]
+    name: str,
+    title: str,
+    description: str,
+    panels: Sequence[Panel],
+    window: tuple[float, float],
+    names: tuple[str, str],
 ) -> str:
     """Small charts side by side; `names` are of the axis and of the median."""
     rows = ceil(len(panels) / 2)
@@ -517,7 +556,10 @@ def draw_trends(
             axes.axvline(0, color=SOFT, lw=0.8, ls=(0, (3, 2)))
             axes.add_collection(LineCollection([list(line) for line in panel.lines], colors="#8b979d", linewidths=0.5))
             values = [v for line in panel.lines for x, v in line if window[0] <= x <= window[1]]
-            axes.set_ylim(min([*values, 0]) if values and min(values) < max(values) / 2 else min(values, default=0) * 0.97, max(values, default=1) * 1.05 or 1)
+            axes.set_ylim(
+                min([*values, 0]) if values and min(values) < max(values) / 2 else min(values, default=0) * 0.97,
+                max(values, default=1) * 1.05 or 1,
+            )
             if panel.medians:
                 start, end, value = zip(*panel.medians, strict=True)
                 axes.hlines(value, start, end, "#b3541e", lw=2.4, label=names[1])
@@ -554,6 +596,8 @@ def draw_tornado(name: str, title: str, description: str, parts: Sequence[Bars],
             top -= high
             last = part is parts[-1]
             axes.set_xlim(-14, 114)
+            axes.spines["bottom"].set_bounds(0, 100)
+            axes.spines["left"].set_visible(False)
             axes.set_xticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100"] if last else [""] * 5)
             axes.set_ylim(max(len(part.rules), 1) - 0.5, -0.5)
             axes.set_yticks(range(len(part.rules)), [_plain(rule) for rule, _ in part.rules])
@@ -561,7 +605,12 @@ def draw_tornado(name: str, title: str, description: str, parts: Sequence[Bars],
             axes.grid(visible=True, axis="x", color=RULE, lw=0.5)
             axes.set_axisbelow(True)
             axes.text(
-                (0.05 - left) / (WIDTH - left - 0.15), 1 + 0.13 / (high - 0.28), _plain(part.title), transform=axes.transAxes, weight="bold", va="center"
+                (0.05 - left) / (WIDTH - left - 0.15),
+                1 + 0.13 / (high - 0.28),
+                _plain(part.title),
+                transform=axes.transAxes,
+                weight="bold",
+                va="center",
             )
             for y, (_, values) in enumerate(part.rules):
                 shares = [share for _, share in values]
@@ -571,7 +620,12 @@ def draw_tornado(name: str, title: str, description: str, parts: Sequence[Bars],
                     label = ", ".join(value for value, share in values if share == found and share != part.base)
                     if label:
                         axes.text(
-                            found + (-1 if below else 1), y, _plain(label), ha="right" if below else "left", va="center", size=7.5
+                            found + (-1 if below else 1),
+                            y,
+                            _plain(label),
+                            ha="right" if below else "left",
+                            va="center",
+                            size=7.5,
                         )
             axes.axvline(part.base, color=INK, lw=1.2)
             if last:

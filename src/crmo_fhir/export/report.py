@@ -7,7 +7,6 @@ and stripped of control and text-direction characters.
 """
 
 import re
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import date
@@ -33,7 +32,7 @@ from crmo_fhir.export.table1 import (
     round_half_away,
     shown,
 )
-from crmo_fhir.export.texts import Texts
+from crmo_fhir.export.texts import Texts, readable
 from crmo_fhir.model.parameters import Parameters
 from crmo_fhir.model.results import MASKED, NO_ANALYSIS, Analysis, Result
 from crmo_fhir.model.study import Study
@@ -224,7 +223,7 @@ def report_html(
         strata=list(_strata(t, figures)),
         strata_charts=list(sections.strata_charts(t, figures, lambda key, name: _stratum(t, key, name))),
         others=list(_others(t, figures)),
-        attrition_chart=sections.attrition_chart(t, {part: rows for part, rows in steps}),
+        attrition_chart=sections.attrition_chart(t, dict(steps)),
         steps=steps,
         ledger=[(_STATES.get(state, state), cells) for state, cells in sorted(study.ledger.items())],
         unmapped=[{**row, "kind": _kind(str(row["resource_type"]))} for row in unmapped[:UNMAPPED_SHOWN]],
@@ -271,7 +270,11 @@ def _sections(t: Texts, analysis: Analysis, figures: Figures) -> dict[str, secti
         (
             "response",
             t("Time to a sufficient effect"),
-            (t("Share of courses in which a sufficient clinical effect has been judged by then (Kaplan–Meier). Judgements are made at visits, so the curve rises when a child was seen, not when it got better."),),
+            (
+                t(
+                    "Share of courses in which a sufficient clinical effect has been judged by then (Kaplan–Meier). Judgements are made at visits, so the curve rises when a child was seen, not when it got better."
+                ),
+            ),
             t("percent with a sufficient effect"),
             True,
         ),
@@ -313,15 +316,8 @@ def _stratum(t: Texts, key: str, name: str) -> str:
 
 
 def _clean(value: object) -> object:
-    """Text without control and formatting characters (among them those that turn the direction of text).
-
-    Markup comes from the template's own macros, where each value has been cleaned and escaped before.
-    """
-    if not isinstance(value, str) or isinstance(value, Markup):
-        return value
-    return "".join(
-        c if c in "\t\n" or unicodedata.category(c) not in {"Cc", "Cf", "Cs", "Co"} else "\ufffd" for c in value
-    )
+    """What is printed, readable. Markup comes from the template's own macros, where each value has been cleaned before."""
+    return readable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _line(t: Texts, name: str, row: Result, extra: str = "") -> Line:

@@ -6,6 +6,7 @@ From estimates, timelines and trends (`model.results.Analysis`) to what the temp
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import ceil, isfinite
 from statistics import median, quantiles
 
@@ -21,7 +22,7 @@ from crmo_fhir.export.table1 import (
     percent,
     round_half_away,
 )
-from crmo_fhir.export.texts import Texts
+from crmo_fhir.export.texts import Texts, readable
 from crmo_fhir.model.results import Bar, Estimate, Result, Timeline, Trend
 
 YEAR = 365.25
@@ -171,12 +172,10 @@ def _chart(
     name: str, title: str, description: str, caption: str, draw: Draw, grid: Grid | None = None, heading: str = ""
 ) -> Chart:
     """Draw a chart; its SVG is escaped where it was made."""
-    return Chart(name, Markup(draw(name, title, description)), caption, grid, heading)  # noqa: S704
+    return Chart(name, Markup(readable(draw(name, title, description))), caption, grid, heading)  # noqa: S704
 
 
-def _grid(
-    caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], numeric: Iterable[int] = ()
-) -> Grid:
+def _grid(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], numeric: Iterable[int] = ()) -> Grid:
     return Grid(caption, tuple(heads), (("", tuple(tuple(row) for row in rows)),), frozenset(numeric))
 
 
@@ -216,7 +215,7 @@ def attrition_chart(t: Texts, parts: Mapping[str, Sequence[tuple[str, str, int, 
         t("From the records to the cohort"),
         t("Flow of patients through the criteria, from top to bottom: {steps}.", steps=said),
         t("How many remained at each step, and on the right who was left out and why."),
-        lambda *names: charts.draw_flow(*names, steps),
+        partial(charts.draw_flow, steps=steps),
     )
 
 
@@ -256,8 +255,10 @@ def effects_chart(t: Texts, figures: Figures) -> Chart | None:
         "chart-effects",
         t("Treatment effect with confidence intervals"),
         said,
-        t("Squares: proportion with the effect, larger where more were counted. Lines: 95 % confidence interval. The rows do not compare treatments: one child may stand in several of them."),
-        lambda *names: charts.draw_forest(*names, effects, _heads(t)),
+        t(
+            "Squares: proportion with the effect, larger where more were counted. Lines: 95 % confidence interval. The rows do not compare treatments: one child may stand in several of them."
+        ),
+        partial(charts.draw_forest, effects=effects, heads=_heads(t)),
     )
 
 
@@ -280,7 +281,7 @@ def strata_charts(t: Texts, figures: Figures, stratum: Callable[[str, str], str]
                 t(name),
                 said,
                 "",
-                lambda *names, effects=effects: charts.draw_forest(*names, effects, _heads(t)),  # type: ignore[misc]
+                partial(charts.draw_forest, effects=effects, heads=_heads(t)),
                 heading=t(name),
             )
 
@@ -437,15 +438,22 @@ def curves_section(
     several = len({row.statistic for row in rows if row.time is not None}) > 1
     found: list[Chart] = []
     panels: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
-    for key in series:
-        series[key].sort(key=lambda row: row.time or 0)
+    for key, own in series.items():
+        own.sort(key=lambda row: row.time or 0)
         panel = _panel(key, several=several)
-        if panel is not None and any(row.value is not None for row in series[key]):
+        if panel is not None and any(row.value is not None for row in own):
             panels[panel].append(key)
     for number, (panel, keys) in enumerate(panels.items(), start=1):
         found.append(
             _curves_chart(
-                t, f"chart-{analysis}-{number}", title, panel, {key: series[key] for key in keys}, axis, several=several, from_zero=from_zero
+                t,
+                f"chart-{analysis}-{number}",
+                title,
+                panel,
+                {key: series[key] for key in keys},
+                axis,
+                several=several,
+                from_zero=from_zero,
             )
         )
     strata = {(row.group, row.stratum) for row in rows}
@@ -453,7 +461,11 @@ def curves_section(
     rest = [row for row in rows if row.time is None and not (row.stratum and row.group in alone)]
     if not found and not rest:
         return None
-    grids = (_estimates(t, t("Median time to the event of the curve; n: those who had it, N: all courses."), rest),) if rest else ()
+    grids = (
+        (_estimates(t, t("Median time to the event of the curve; n: those who had it, N: all courses."), rest),)
+        if rest
+        else ()
+    )
     return Section(analysis, title, tuple(intro), tuple(found), grids)
 
 
@@ -495,9 +507,9 @@ def _curves_chart(
         full,
         said,
         "",
-        lambda *names: charts.draw_curves(
-            *names,
-            curves,
+        partial(
+            charts.draw_curves,
+            curves=curves,
             axes_names=(t("years since the start of the course"), axis),
             at_risk=t("At risk"),
             ticks=ticks,
@@ -530,14 +542,25 @@ def timelines_section(t: Texts, timelines: Sequence[Timeline]) -> Section | None
     letters = ", ".join(f"{t(letter)} {t(words)}" for words, letter in STOPS.values() if letter and t(letter) in drawn)
     agents = sorted({bar.agent for child in chosen for bar in child.bars if bar.drug_class == "TNF"})
     short = ", ".join(f"{_short(agent)} {t(agent)}" for agent in agents)
-    told = [t("Each row is one child, named by a number that stands in no record; the thin line is the time observed since the diagnosis. A number in a bar is the line of TNF-α inhibitor.")]
+    told = [
+        t(
+            "Each row is one child, named by a number that stands in no record; the thin line is the time observed since the diagnosis. A number in a bar is the line of TNF-α inhibitor."
+        )
+    ]
     if short:
         told.append(t("Drugs: {agents}.", agents=short))
     if letters:
-        told.append(t("Letters at the end of a course say why it stopped: {letters}. An arrow: ongoing.", letters=letters))
+        told.append(
+            t("Letters at the end of a course say why it stopped: {letters}. An arrow: ongoing.", letters=letters)
+        )
     if len(chosen) < len(timelines):
         told.append(
-            t("{shown} of {all} children are shown, picked evenly by treatment and length of follow-up; {rest} are not shown. All courses are in cohort/courses.parquet.", shown=len(chosen), all=len(timelines), rest=len(timelines) - len(chosen))
+            t(
+                "{shown} of {all} children are shown, picked evenly by treatment and length of follow-up; {rest} are not shown. All courses are in cohort/courses.parquet.",
+                shown=len(chosen),
+                all=len(timelines),
+                rest=len(timelines) - len(chosen),
+            )
         )
     grid = _grid(
         t("The courses of the chart. Years are since the diagnosis."),
@@ -550,7 +573,11 @@ def timelines_section(t: Texts, timelines: Sequence[Timeline]) -> Section | None
                 t.number(_rounded(bar.start / YEAR, 1)),
                 t.number(_rounded(bar.end / YEAR, 1)),
                 t(EFFECTS.get(bar.effect or "", bar.effect or "–")),
-                t(STOPS["ongoing" if bar.ongoing else bar.stop_reason][0] if bar.stop_reason in STOPS else bar.stop_reason),
+                t(
+                    STOPS["ongoing" if bar.ongoing else bar.stop_reason][0]
+                    if bar.stop_reason in STOPS
+                    else bar.stop_reason
+                ),
             )
             for child in chosen
             for bar in sorted(child.bars, key=lambda bar: (bar.start, bar.agent))
@@ -560,9 +587,13 @@ def timelines_section(t: Texts, timelines: Sequence[Timeline]) -> Section | None
     chart = _chart(
         "chart-courses",
         t("Treatment of each child"),
-        t("Horizontal bars for {children} children and {courses} courses over years since the diagnosis; the table below gives each course.", children=len(chosen), courses=sum(len(c.bars) for c in chosen)),
+        t(
+            "Horizontal bars for {children} children and {courses} courses over years since the diagnosis; the table below gives each course.",
+            children=len(chosen),
+            courses=sum(len(c.bars) for c in chosen),
+        ),
         " ".join(told),
-        lambda *n: charts.draw_timelines(*n, lanes, legend, t("years since the diagnosis")),
+        partial(charts.draw_timelines, lanes=lanes, legend=legend, axis=t("years since the diagnosis")),
         grid,
     )
     return Section("courses", t("Treatment of each child"), charts=(chart,))
@@ -601,7 +632,7 @@ def _lane(t: Texts, child: Timeline) -> charts.Lane:
     )
     marks = []
     for day, kind, value in child.marks:
-        shown = value if value in charts.MARKS else "mri" if kind not in ("clinical",) else ""
+        shown = value if value in charts.MARKS else "mri" if kind != "clinical" else ""
         if shown:
             clinical = shown in ("sufficient", "insufficient")
             marks.append((day / YEAR, _judged(child, day, value) if clinical else charts.ON_FOLLOW_UP, shown))
@@ -632,7 +663,6 @@ def switch_section(t: Texts, estimates: Sequence[Estimate]) -> Section | None:
         return None
     flows = [(*one.stratum.partition(">")[::2], one.statistic, one.n or 0) for one in rows]
     flows, back = [f for f in flows if _is_onward(f)], [f for f in flows if not _is_onward(f)]
-    sources = sorted({source for source, _, _, _ in flows}, key=int)
     reasons = [reason for reason in STOPS if any(r == reason for _, _, r, _ in flows)]
     columns: dict[int, list[str]] = defaultdict(list)
     names: dict[str, str] = {}
@@ -667,7 +697,7 @@ def switch_section(t: Texts, estimates: Sequence[Estimate]) -> Section | None:
         t("Switches of TNF-α inhibitor"),
         said,
         " ".join(told),
-        lambda *n: charts.draw_sankey(*n, order, drawn, names, legend),
+        partial(charts.draw_sankey, columns=order, flows=drawn, names=names, legend=legend),
         grid,
     )
     return Section("switches", t("Switches of TNF-α inhibitor"), charts=(chart,))
@@ -726,16 +756,26 @@ def trends_section(t: Texts, trends: Sequence[Trend]) -> Section | None:
         tuple(parts),
         frozenset((1, 2, 3)),
     )
-    told = t("Day 0 is the start of the first TNF-α inhibitor, in children without one that of methotrexate. Thin lines: single children. Thick bars: median of the last value of each child in the period they span. Who was measured changes from period to period.")
+    told = t(
+        "Day 0 is the start of the first TNF-α inhibitor, in children without one that of methotrexate. Thin lines: single children. Thick bars: median of the last value of each child in the period they span. Who was measured changes from period to period."
+    )
     if hidden:
-        told += " " + t("Of more than {shown} children only some lines are drawn; the medians are of all.", shown=LINES_SHOWN)
+        told += " " + t(
+            "Of more than {shown} children only some lines are drawn; the medians are of all.", shown=LINES_SHOWN
+        )
     chart = _chart(
         "chart-trends",
         t("MRI, laboratory values and scores over time"),
-        t("Small charts of {analytes}; the table below gives the medians.", analytes=", ".join(panel.title for panel in panels)),
+        t(
+            "Small charts of {analytes}; the table below gives the medians.",
+            analytes=", ".join(panel.title for panel in panels),
+        ),
         told,
-        lambda *n: charts.draw_trends(
-            *n, panels, (-12, 36), (t("months since the start of treatment"), t("median"))
+        partial(
+            charts.draw_trends,
+            panels=panels,
+            window=(-12, 36),
+            names=(t("months since the start of treatment"), t("median")),
         ),
         grid,
     )
@@ -744,7 +784,7 @@ def trends_section(t: Texts, trends: Sequence[Trend]) -> Section | None:
 
 def _periods(t: Texts, trends: Sequence[Trend]) -> list[tuple[tuple[str, ...], float, float, float]]:
     """Each period with values: its row of the table, its ends and its median."""
-    found = []
+    found: list[tuple[tuple[str, ...], float, float, float]] = []
     for start, end in PERIODS:
         values = [
             own[-1]
@@ -783,7 +823,15 @@ def sensitivity_section(
         by_rule: dict[str, list[tuple[str, float]]] = defaultdict(list)
         lines: list[tuple[str, ...]] = []
         if whole is not None:
-            lines.append((t("As in the first table"), "", f"{whole.n}/{whole.N}", _share(t, base), t.number(interval(whole)) or "–"))
+            lines.append(
+                (
+                    t("As in the first table"),
+                    "",
+                    f"{whole.n}/{whole.N}",
+                    _share(t, base),
+                    t.number(interval(whole)) or "–",
+                )
+            )
         for row in (row for row in rows if row.group == group and row.stratum):
             name, value = rule(*row.stratum.partition("=")[::2])
             lines.append((name, value, _counts(row), _share(t, row.value), _limits(t, row.low, row.high)))
@@ -803,15 +851,21 @@ def sensitivity_section(
     said = "; ".join(f"{name}: " + ", ".join(f"{r[0]} {r[1]} {r[2]}" for r in lines) for name, lines in table)
     shown = [part for part in parts if part.rules]
     chart = (
-        _chart(
-            "chart-sensitivity",
-            t("What the choice of rules changes"),
-            said,
-            t("Bars reach from the least to the greatest percentage that a rule gives, beside them the value of the rule; the line is the figure of the first table. Rules that change nothing have no bar."),
-            lambda *n: charts.draw_tornado(*n, shown, t("percent with the effect")),
-            grid,
-        ),
-    ) if shown else ()
+        (
+            _chart(
+                "chart-sensitivity",
+                t("What the choice of rules changes"),
+                said,
+                t(
+                    "Bars reach from the least to the greatest percentage that a rule gives, beside them the value of the rule; the line is the figure of the first table. Rules that change nothing have no bar."
+                ),
+                partial(charts.draw_tornado, parts=shown, axis=t("percent with the effect")),
+                grid,
+            ),
+        )
+        if shown
+        else ()
+    )
     return Section(
         "sensitivity",
         t("What the choice of rules changes"),
@@ -832,7 +886,8 @@ def reading_grids(t: Texts, estimates: Sequence[Estimate]) -> Iterator[Grid]:
         yield _grid(caption, (t("What is counted"), "n/N"), readings, (1,))
     mentioned = [
         (
-            t(MENTIONED.get(one.group, one.group)) + (f": {t(ANALYTES.get(one.stratum, one.stratum))}" if one.stratum else ""),
+            t(MENTIONED.get(one.group, one.group))
+            + (f": {t(ANALYTES.get(one.stratum, one.stratum))}" if one.stratum else ""),
             t(one.note),
             _counts(one),
         )

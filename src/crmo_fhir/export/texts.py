@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from datetime import date
 from importlib.resources import files
 
@@ -48,3 +49,10 @@ class Texts:
     def day(self, day: date) -> str:
         """A day; as ISO 8601 in every language, which nobody can misread."""
         return day.isoformat()
+
+
+def readable(text: str) -> str:
+    """Text without control and formatting characters (among them those that turn the direction of text)."""
+    return "".join(
+        c if c in "\t\n" or unicodedata.category(c) not in {"Cc", "Cf", "Cs", "Co"} else "\ufffd" for c in text
+    )
