@@ -102,10 +102,11 @@ def test_the_page_stands_alone_and_fits(browser, pages, name, width):
     page, heard = opened(browser, pages[name], WIDTHS[width])
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
     assert page.locator("h1").count() == 1
-    folder = Path(os.environ.get("CRMO_FHIR_PICTURES", ROOT / ".artifacts" / "report")) / name / width
-    folder.mkdir(parents=True, exist_ok=True)
-    for section in page.query_selector_all("main > section"):
-        section.screenshot(path=str(folder / f"{section.get_attribute('id')}.png"))
+    if name in ("en", "da"):
+        folder = Path(os.environ.get("CRMO_FHIR_PICTURES", ROOT / ".artifacts" / "report")) / name / width
+        folder.mkdir(parents=True, exist_ok=True)
+        for section in page.query_selector_all("main > section"):
+            section.screenshot(path=str(folder / f"{section.get_attribute('id')}.png"))
     assert heard == []
     page.close()
 
@@ -128,8 +129,7 @@ def test_every_chart_is_there_with_its_figures_in_text(browser, pages, name):
     page.close()
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", ["en", "da", "none"])
+@pytest.mark.parametrize(("name", "width"), [("en", "desk"), ("da", "desk"), ("da", "phone"), ("none", "a4")])
 def test_nobody_is_kept_from_reading(browser, pages, name, width):
     """axe-core, with all that is folded unfolded, finds nothing serious; contrast is among its rules."""
     from axe_playwright_python.sync_playwright import Axe

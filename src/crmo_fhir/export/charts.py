@@ -394,7 +394,7 @@ def draw_curves(
     year = 365.25
     counted = list(curves) if len({curve.at_risk for curve in curves}) > 1 else list(curves[:1])
     names = [curve.name if len(counted) > 1 else at_risk for curve in counted]
-    left = min(2.3, max(0.95, 0.15 + CHARACTER * max((len(one) for one in names), default=0)))
+    left = min(2.4, max(0.95, 0.32 + CHARACTER * max((len(one) for one in names), default=0)))
     below = 0.85 + 0.17 * len(counted)
     columns = 2 if len(curves) == 2 and max(len(curve.name) for curve in curves) < 24 else 1
     height = 2.45 + below + 0.2 * ceil(len(curves) / columns)
