@@ -208,7 +208,11 @@ def test_a_curve_is_told_at_each_year_with_who_is_left():
     assert section is not None
     (chart,) = section.charts
     assert chart.grid is not None
-    assert [row[1:4] for row in chart.grid.parts[0][1]] == [("0", "4", "100.0"), ("1", "3", "75.0")]
+    assert [row[1:4] for row in chart.grid.parts[0][1]] == [
+        ("0", "4", "100.0"),
+        ("0.5", "4", "100.0"),
+        ("1", "3", "75.0"),
+    ]
 
 
 def test_every_way_of_the_flow_is_drawn_or_told():

@@ -384,10 +384,10 @@ def draw_curves(
     *,
     axes_names: tuple[str, str],
     at_risk: str,
-    ticks: Sequence[int],
+    ticks: Mapping[int, str],
     from_zero: bool,
 ) -> str:
-    """Step curves over years since the start, their 95 % bands, and the numbers at risk below at `ticks` (days).
+    """Step curves over years since the start, their 95 % bands, and the numbers at risk below at `ticks` (days, with their labels).
 
     `from_zero`: curves that rise from 0, else they fall from 100 percent.
     """
@@ -405,7 +405,7 @@ def draw_curves(
         end = max([*ticks, *(p[0] for curve in curves for p in curve.points), 1]) / year
         axes.set_xlim(0, end)
         axes.set_ylim(0, 101)
-        axes.set_xticks([tick / year for tick in ticks], [f"{tick / year:.0f}" for tick in ticks])
+        axes.set_xticks([tick / year for tick in ticks], list(ticks.values()))
         axes.set_yticks([0, 25, 50, 75, 100])
         axes.set_xlabel(axes_names[0])
         axes.set_ylabel(axes_names[1])

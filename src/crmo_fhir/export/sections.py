@@ -389,13 +389,14 @@ def _named(t: Texts, one: Estimate, *, statistics: bool) -> str:
     return t(one.stratum) if one.stratum else t(GROUPS.get(one.group, one.group))
 
 
-def _ticks(last: int) -> list[int]:
-    years = max(1, ceil(last / YEAR))
-    step = 1 if years <= 8 else 2
-    return [round(year * YEAR) for year in range(0, years + 1, step)]
+def _ticks(t: Texts, last: int) -> dict[int, str]:
+    """The days at which a curve is told, by year: of short curves every half year, of long ones every other."""
+    step = 0.5 if last <= 2 * YEAR else 1 if last <= 8 * YEAR else 2
+    years = [step * i for i in range(max(1, ceil(last / YEAR / step)) + 1)]
+    return {round(year * YEAR): t.number(f"{year:g}") for year in years}
 
 
-def _curve(name: str, rows: Sequence[Estimate], ticks: Sequence[int]) -> charts.Curve:
+def _curve(name: str, rows: Sequence[Estimate], ticks: Iterable[int]) -> charts.Curve:
     points = tuple(
         (
             row.time or 0,
@@ -488,7 +489,7 @@ def _curves_chart(
     several: bool,
     from_zero: bool,
 ) -> Chart:
-    ticks = _ticks(max((rows[-1].time or 0) for rows in series.values()))
+    ticks = _ticks(t, max((rows[-1].time or 0) for rows in series.values()))
     curves = [_curve(_named(t, rows[0], statistics=several), rows, ticks) for rows in series.values()]
     lines = []
     for curve, rows in zip(curves, series.values(), strict=True):
@@ -496,7 +497,7 @@ def _curves_chart(
             at = _at(rows, tick)
             value = (0.0 if from_zero else 1.0) if at is None else at.value
             ends = "–" if at is None or not tick else _limits(t, at.low, at.high)
-            lines.append((curve.name, f"{tick / YEAR:.0f}", str(risk), _share(t, value), ends))
+            lines.append((curve.name, ticks[tick], str(risk), _share(t, value), ends))
     head = t(GROUPS.get(panel, panel)) if panel else ""
     if head and not several:
         head = t("{name} by agent", name=head)
