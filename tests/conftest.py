@@ -7,9 +7,10 @@ import pytest
 from promises.table import Table
 from servers import hapi as hapi_server
 from servers.records import resources
-from support import DEMONSTRATION, Ran, missing_tools, skip_unless
+from support import DEMONSTRATION, DRAWN, Ran, missing_tools, skip_unless
 
 from crmo_fhir import cli, pipeline
+from crmo_fhir.export import charts
 
 
 def pytest_addoption(parser):
@@ -34,6 +35,25 @@ def crmo(capsys, monkeypatch):
         return Ran(int(stopped.value.code or 0), captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def drawn_once():
+    """Draw a chart once in a run: the same input gives the same SVG (`test_report` draws anew to see that)."""
+
+    def remembered(draw):
+        def once(*arguments: object, **named: object) -> str:
+            key = f"{draw.__name__} {arguments!r} {sorted(named.items())!r}"
+            if key not in DRAWN:
+                DRAWN[key] = draw(*arguments, **named)
+            return DRAWN[key]
+
+        return once
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in vars(charts) if name.startswith("draw_")]:
+            patch.setattr(charts, name, remembered(getattr(charts, name)))
+        yield
 
 
 @pytest.fixture(scope="session")

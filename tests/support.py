@@ -13,6 +13,10 @@ PRINTED = ROOT / "fixtures" / "published" / "printed.csv"
 OUTPUTS = ("results.csv", "statistics.csv", "table1.csv", "measure.json", "measure-report.json")
 
 
+DRAWN: dict[str, str] = {}
+"""Charts that this run of the tests has drawn (`conftest`): most tests look at pages of the same few cohorts."""
+
+
 @dataclass(frozen=True)
 class Ran:
     """How a command ended: exit code, stdout, stderr."""

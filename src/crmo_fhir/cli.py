@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import click
@@ -462,6 +462,9 @@ _published = click.option(
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="CSV of figures printed elsewhere, to set beside ours.",
 )
+_lang = click.option(
+    "--lang", type=click.Choice(["en", "da"]), default="en", show_default=True, help="Language of report.html."
+)
 
 
 def _form_options(command: Command) -> Command:
@@ -481,12 +484,13 @@ def _form_options(command: Command) -> Command:
             help="DEQM profiles: universal, or of the US realm.",
         ),
         click.option("--individual", is_flag=True, help="Also a MeasureReport for each child, and the list of them."),
+        _lang,
     )
     return _with(options, command)
 
 
 def _form(options: dict[str, Any]) -> pipeline.Form:
-    return pipeline.Form(*(options.pop(name) for name in ("fhir_version", "deqm", "individual")))
+    return pipeline.Form(*(options.pop(name) for name in ("fhir_version", "deqm", "individual", "lang")))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -511,11 +515,12 @@ def cli() -> None:
     show_default=True,
     help="Folder of the study.",
 )
+@_lang
 @_quiet
-def demo(study: Path, quiet: bool) -> None:
+def demo(study: Path, lang: Literal["en", "da"], quiet: bool) -> None:
     """The whole way on the bundled cohort, without a network."""
     with _screen(quiet=quiet) as screen:
-        measured = pipeline.demo(study, voice=screen.voice)
+        measured = pipeline.demo(study, form=pipeline.Form(lang=lang), voice=screen.voice)
     _show(measured, study, quiet=quiet)
 
 
@@ -732,6 +737,7 @@ def run(source: str | None, study: Path, published: Path | None, quiet: bool, **
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     help="Another study with children of this one whose releases count as earlier ones too.",
 )
+@click.option("--lang", type=click.Choice(["en", "da"]), help="Language of report.html (default: that of the study).")
 @_mappings
 @_accept_partial
 @_published
@@ -741,6 +747,7 @@ def release(
     threshold: int,
     rounding: int,
     after: tuple[Path, ...],
+    lang: Literal["en", "da"] | None,
     mappings: Path | None,
     accept_partial: bool,
     published: Path | None,
@@ -757,6 +764,7 @@ def release(
         accept_partial=accept_partial,
         published=published,
         after=after,
+        lang=lang,
     )
     if not quiet:
         click.echo(f"{released.shown} of {released.counts} counts are shown, {released.counts - released.shown} masked")

@@ -642,12 +642,13 @@ class Reporter:
 class Form:
     """How the FHIR of a study is written: in R4 or R5, for DEQM universal (uv) or of the US realm (us).
 
-    `individual` adds a MeasureReport for each child, and the list of them.
+    `individual` adds a MeasureReport for each child, and the list of them. `lang` is the language of report.html.
     """
 
     fhir_version: Literal["R4", "R5"] = "R4"
     deqm: Literal["uv", "us"] = "uv"
     individual: bool = False
+    lang: Literal["en", "da"] = "en"
 
 
 def measure(
@@ -673,7 +674,7 @@ def measure(
         account = {
             "program": __version__,
             "mappings": raw.manifest["request"]["mappings"],
-            "published": _read_csv(published.read_text(encoding="utf-8")) if published else None,
+            "published": _read_published(published) if published else None,
             "reporter": asdict(reporter or Reporter()),
             "form": asdict(form or Form()),
         }
@@ -819,7 +820,7 @@ def _texts(
         "measure.json": to_json(version(checked(measure))),
         "library.json": to_json(version(checked(artifacts.library()))),
         "measure-report.json": to_json(version(report)),
-        "report.html": report_html(results, study, printed, measured.analysis),
+        "report.html": report_html(results, study, printed, measured.analysis, form.lang),
     }
     if measured.analysis != NO_ANALYSIS:
         files["statistics.csv"] = statistics_csv(estimates)
@@ -855,11 +856,12 @@ def release(
     accept_partial: bool = False,
     published: Path | None = None,
     after: Sequence[Path] = (),
+    lang: Literal["en", "da"] | None = None,
 ) -> Released:
     """STUDY/results.csv → STUDY/release: the same files, with every count masked that a child could be recognised by.
 
     Held against the receipts of earlier releases, of this study and of those `after`; its own receipt is written before the
-    files. Raises an error of `verify` where the study is not what `measure` left, PrivacyError where nothing safe remains.
+    files. `lang` is the language of report.html, by default that of the study. Raises an error of `verify` where the study is not what `measure` left, PrivacyError where nothing safe remains.
     """
     from crmo_fhir import landing
     from crmo_fhir.artifacts import Artifacts
@@ -880,9 +882,10 @@ def release(
         ]
         interval = INTERVALS[measured.study.parameters.interval]
         results = filter_results(measured.results, disclosure, interval, earlier)
-        printed = _read_csv(published.read_text(encoding="utf-8")) if published else None
+        printed = _read_published(published) if published else None
         safe = None if printed is None else filter_published(printed, results, disclosure) or None
         form = replace(Form(**account["form"]), individual=False)
+        form = replace(form, lang=lang or form.lang)
         outputs = _texts(Measured(results, _released_study(measured.study, disclosure)), artifacts, safe, form)
         verify_outputs(outputs, landing.record_keys(verified.raw), disclosure)
         content = {"results": exact, "released": outputs["results.csv"], **asdict(disclosure)}
@@ -1076,12 +1079,12 @@ def _json_of(path: Path) -> dict[str, Any]:
     return found
 
 
-def demo(study: Path, *, voice: Voice = SILENT) -> Measured:
+def demo(study: Path, *, form: Form | None = None, voice: Voice = SILENT) -> Measured:
     """The whole way on the bundled cohort, without a network; the printed figures travel with it."""
     fixtures = demonstration()
     window = json.loads((fixtures / "published" / "window.json").read_text(encoding="utf-8"))
     extract(str(fixtures / "demonstration"), study, _parameters(window), voice=voice)
-    return measure(study, published=fixtures / "published" / "printed.csv")
+    return measure(study, published=fixtures / "published" / "printed.csv", form=form)
 
 
 def demonstration() -> Path:
@@ -1150,6 +1153,20 @@ def _csv(frame: "pd.DataFrame") -> bytes:
 def _cell(value: object) -> object:
     """A text cell that a spreadsheet could run as a formula is defused (OWASP CSV injection)."""
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r", "\0") else value
+
+
+def _read_published(path: Path) -> Sequence[dict[str, str]]:
+    """Figures printed elsewhere; from `NAME.da.csv` beside `NAME.csv`, if it is there, quantity and note in Danish."""
+    from crmo_fhir.export.texts import LANGUAGES
+
+    rows = _read_csv(path.read_text(encoding="utf-8"))
+    for lang in LANGUAGES:
+        other = path.with_suffix(f".{lang}{path.suffix}")
+        found = {row.get("id"): row for row in _read_csv(other.read_text(encoding="utf-8"))} if other.is_file() else {}
+        for row in rows:
+            told = found.get(row.get("id"), {})
+            row |= {f"{name}_{lang}": told[name] for name in ("quantity", "note") if told.get(name)}
+    return rows
 
 
 def _read_csv(text: str) -> Sequence[dict[str, str]]:

@@ -146,7 +146,7 @@ def test_help_is_light():
         "import sys; sys.argv=['crmo-fhir','--help']\n"
         "from crmo_fhir import cli\n"
         "try:\n    cli.main()\nexcept SystemExit as stop:\n    assert not stop.code\n"
-        "heavy = {'pandas','duckdb','pydantic','ibis','requests','scipy','numpy','msgspec','jinja2'} & set(sys.modules)\n"
+        "heavy = {'pandas','duckdb','pydantic','ibis','requests','scipy','numpy','msgspec','jinja2','matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

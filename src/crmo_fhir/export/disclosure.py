@@ -119,7 +119,7 @@ def filter_published(
     for one in printed:
         row = rows.get((one.get("group", ""), one.get("stratifier", ""), one.get("stratum", "")))
         if row is not None and not row.masked:
-            kept.append({**one, "note": ""})
+            kept.append({name: "" if name.startswith("note") else text for name, text in one.items()})
     return kept
 
 

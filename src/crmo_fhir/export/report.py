@@ -1,10 +1,12 @@
 """report.html: one self-contained page for a clinician, without script and without any link to elsewhere.
 
+Texts are English where they stand and go through `Texts` into the language of the page.
+
 Everything that came from a record or a server (names of codes, reasons, warnings) is escaped by the template engine
 and stripped of control and text-direction characters.
 """
 
-import unicodedata
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import date
@@ -13,6 +15,8 @@ from fractions import Fraction
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from crmo_fhir.export import sections
+from crmo_fhir.export.checklist import RECORD
 from crmo_fhir.export.table1 import (
     COHORT_STRATIFIERS,
     CONFIDENTIAL,
@@ -28,8 +32,9 @@ from crmo_fhir.export.table1 import (
     round_half_away,
     shown,
 )
+from crmo_fhir.export.texts import Texts, readable
 from crmo_fhir.model.parameters import Parameters
-from crmo_fhir.model.results import MASKED, NO_ANALYSIS, Analysis, Result
+from crmo_fhir.model.results import MASKED, NO_ANALYSIS, Analysis, Estimate, Result
 from crmo_fhir.model.study import Study
 
 UNMAPPED_SHOWN = 100
@@ -132,6 +137,29 @@ _PARAMETERS = {
 }
 
 
+_RULES = {
+    "gap_days": "Gap between courses (days)",
+    "clinical_grace_days": "Judgement after the stop, up to (days)",
+    "mri_grace_days": "MRI after the stop, up to (days)",
+    "min_exposure_days": "Minimum exposure (days)",
+    "min_exposure_nsaid_days": "Minimum exposure to NSAID (days)",
+    "effect_source": "Whose judgement counts",
+    "indication": "Courses without an indication",
+    "evaluability": "Effect in those nobody judged",
+}
+"""The rules of the sensitivity analysis, short enough for a chart."""
+_RULE_VALUES = {
+    "recorded": "left out",
+    "worst": "none",
+    "best": "all",
+    "reviewed": "reviewed",
+    "judged-or-reviewed": "judged/reviewed",
+    "derived": "derived",
+}
+_UNCERTAIN = ("cannot be told", "belongs to no course", "unattributed", "undetermined")
+"""How the reasons begin that say that records leave something open."""
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """One row of a table of proportions, as it is printed; `low`, `high` and `point` place its mark from 0 to 100."""
@@ -154,8 +182,14 @@ def report_html(
     study: Study,
     printed: Sequence[Mapping[str, str]] | None = None,
     analysis: Analysis = NO_ANALYSIS,
+    lang: str = "en",
 ) -> str:
-    """The report as one HTML file; with `printed`, a published comparison (columns of `table1.PRINTED_COLUMNS`)."""
+    """The report as one HTML file, in a language of `texts.LANGUAGES`.
+
+    `printed` is a published comparison (columns of `table1.PRINTED_COLUMNS`; `quantity_da` and `note_da` take the place of
+    quantity and note in Danish). Without `analysis` the page has the tables of n of N and their charts only.
+    """
+    t = Texts(lang)
     figures = Figures(tuple(results))
     environment = Environment(
         loader=PackageLoader("crmo_fhir", "export/templates"),
@@ -168,67 +202,149 @@ def report_html(
     )
     foci_per_patient = figures.find("foci-per-patient", "", "")
     unmapped = sorted(study.unmapped, key=_by_count)
+    steps = list(_steps(study))
+    parts = _sections(t, analysis, figures)
     return environment.get_template("report.html.j2").render(
+        t=t,
         study=study,
         disclosure=describe_disclosure(study.disclosure),
         confidential=CONFIDENTIAL,
         shown=shown,
         interval=_INTERVALS.get(study.parameters.interval, study.parameters.interval),
         treatment=[
-            (group, _line(name, row, _not_evaluable(figures, group))) for group, name, row in _treatment(figures)
+            (group, _line(t, name, row, _not_evaluable(t, figures, group))) for group, name, row in _treatment(figures)
         ],
+        effects_chart=sections.effects_chart(t, figures),
         missing=[name for group, name in TREATMENT_GROUPS.items() if figures.overall(group) is None],
-        printed=None if printed is None else compare(results, printed, analysis.estimates),
+        printed=None if printed is None else list(_printed(t, results, printed, analysis.estimates)),
         cohort=figures.overall("cohort"),
-        sexes=_sexes(figures),
+        sexes=_sexes(t, figures),
         cohort_tables=[
-            (name, [_line(row.stratum, row) for row in figures.strata("cohort", key)])
+            (name, [_line(t, row.stratum, row) for row in figures.strata("cohort", key)])
             for key, name in COHORT_STRATIFIERS.items()
         ],
         foci=figures.overall("foci"),
-        foci_per_patient=mean(foci_per_patient) if foci_per_patient else "",
-        bones=list(_bones(figures)),
+        foci_per_patient=t.number(mean(foci_per_patient)) if foci_per_patient else "",
+        bones=list(_bones(t, figures)),
         lines=figures.overall("tnfi-lines"),
-        line_rows=list(_lines(figures)),
-        strata=list(_strata(figures)),
-        others=list(_others(figures)),
-        steps=list(_steps(study)),
+        line_rows=list(_lines(t, figures)),
+        strata=list(_strata(t, figures)),
+        strata_charts=list(sections.strata_charts(t, figures, lambda key, name: _stratum(t, key, name))),
+        others=list(_others(t, figures)),
+        attrition_chart=sections.attrition_chart(t, dict(steps)),
+        steps=steps,
         ledger=[(_STATES.get(state, state), cells) for state, cells in sorted(study.ledger.items())],
         unmapped=[{**row, "kind": _kind(str(row["resource_type"]))} for row in unmapped[:UNMAPPED_SHOWN]],
         unmapped_more=len(unmapped[UNMAPPED_SHOWN:]),
-        parameters=list(_parameters(study.parameters)),
+        undetermined=[
+            (name, reason, dropped)
+            for _, rows in steps
+            for name, reason, dropped, _ in rows
+            if reason.startswith(_UNCERTAIN)
+        ],
+        parts=parts,
+        readings=list(sections.reading_grids(t, analysis.estimates)),
+        parameters=list(_parameters(t, study.parameters)),
+        record=RECORD,
     )
+
+
+def _sections(t: Texts, analysis: Analysis, figures: Figures) -> dict[str, sections.Section]:
+    """The parts of the page that an analysis has, by name."""
+    found = analysis.estimates
+    curves = (
+        (
+            "survival",
+            t("How long a drug is kept (drug survival)"),
+            (
+                t(
+                    "Share of courses not yet stopped for inefficacy or an adverse event (Kaplan–Meier). Courses that go on, and those that ended in remission, by choice or at the end of observation, are censored there. Bands and limits: 95 % confidence, courses taken as independent."
+                ),
+            ),
+            t("percent on the drug"),
+            False,
+        ),
+        (
+            "incidence",
+            t("Why courses stop (cumulative incidence)"),
+            (
+                t(
+                    "Share of courses stopped by then, by cause: failure and remission compete, so the two add up to all that stopped for either (Aalen–Johansen)."
+                ),
+            ),
+            t("percent stopped"),
+            True,
+        ),
+        (
+            "response",
+            t("Time to a sufficient effect"),
+            (
+                t(
+                    "Share of courses in which a sufficient clinical effect has been judged by then (Kaplan–Meier). Judgements are made at visits, so the curve rises when a child was seen, not when it got better."
+                ),
+            ),
+            t("percent with a sufficient effect"),
+            True,
+        ),
+    )
+    parts = [
+        sections.comparison_section(t, found),
+        sections.timelines_section(t, analysis.timelines),
+        *(
+            sections.curves_section(t, found, name, title, intro, axis, from_zero=rising)
+            for name, title, intro, axis, rising in curves
+        ),
+        sections.switch_section(t, found),
+        sections.trends_section(t, analysis.trends),
+        sections.sensitivity_section(t, found, figures, lambda rule, value: _rule(t, rule, value)),
+        sections.agreement_section(t, found),
+    ]
+    return {part.name: part for part in parts if part is not None}
+
+
+def _rule(t: Texts, rule: str, value: str) -> tuple[str, str]:
+    """A rule of the sensitivity analysis and what it was changed to, in words."""
+    return t(_RULES.get(rule, rule)), t(_RULE_VALUES.get(value, value))
+
+
+def _printed(
+    t: Texts, results: Sequence[Result], printed: Sequence[Mapping[str, str]], estimates: Sequence[Estimate]
+) -> Iterator[tuple[str, str, str, str]]:
+    """Quantity, printed, computed and note of each row of a published comparison."""
+    for row, computed in zip(printed, compare(results, printed, estimates), strict=True):
+        quantity, note = (row.get(f"{column}_{t.lang}") or t(row[column]) for column in ("quantity", "note"))
+        ours = re.sub(r"(\S+) of (\S+)", lambda m: t("{n} of {N}", n=m[1], N=m[2]), computed["computed"])
+        # a row of a release has lost its note, in every language
+        yield quantity, t(row["printed"]), t(t.number(ours)) or "–", note if row["note"] else ""
+
+
+def _stratum(t: Texts, key: str, name: str) -> str:
+    """The name of a stratum where it stands alone."""
+    return t(f"line {name}") if key == "line" and name.isdigit() else t(name)
 
 
 def _clean(value: object) -> object:
-    """Text without control and formatting characters (among them those that turn the direction of text).
-
-    Markup comes from the template's own macros, where each value has been cleaned and escaped before.
-    """
-    if not isinstance(value, str) or isinstance(value, Markup):
-        return value
-    return "".join(
-        c if c in "\t\n" or unicodedata.category(c) not in {"Cc", "Cf", "Cs", "Co"} else "\ufffd" for c in value
-    )
+    """What is printed, readable. Markup comes from the template's own macros, where each value has been cleaned before."""
+    return readable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _line(name: str, row: Result, extra: str = "") -> Line:
+def _line(t: Texts, name: str, row: Result, extra: str = "") -> Line:
     share = percent(row)
     low, high = limits(row)
     # the mark is drawn to a tenth of a percent, which is what the text says
     width = round_half_away(Fraction(high) - Fraction(low), 1) if low else ""
     return Line(
-        name=name,
-        unit=_UNITS.get(row.unit, row.unit),
+        name=t(name),
+        unit=t(_UNITS.get(row.unit, row.unit)),
         n=shown(row.n),
         N=shown(row.N),
-        percent=CONFIDENTIAL if row.masked else share or "–",
-        interval="" if row.masked else interval(row) or "–",
+        percent=CONFIDENTIAL if row.masked else t.number(share) or "–",
+        interval="" if row.masked else t.number(interval(row)) or "–",
         point=share,
         low=low,
         width=width,
         extra=extra,
-        note="; ".join(filter(None, (_NOTES.get(note, note) for note in row.note.split("; ")))),
+        note="; ".join(t(said) for note in row.note.split("; ") if (said := _NOTES.get(note, note))),
     )
 
 
@@ -239,30 +355,30 @@ def _treatment(figures: Figures) -> Iterator[tuple[str, str, Result]]:
             yield group, name, row
 
 
-def _not_evaluable(figures: Figures, group: str) -> str:
+def _not_evaluable(t: Texts, figures: Figures, group: str) -> str:
     row = figures.overall(f"{group}-not-evaluable")
-    return f"{shown(row.n)} of {shown(row.N)}" if row else "–"
+    return t("{n} of {N}", n=shown(row.n), N=shown(row.N)) if row else "–"
 
 
-def _sexes(figures: Figures) -> str:
-    return ", ".join(f"{row.n} {row.stratum}" for row in figures.strata("cohort", "sex") if row.n)
+def _sexes(t: Texts, figures: Figures) -> str:
+    return ", ".join(f"{row.n} {t(row.stratum)}" for row in figures.strata("cohort", "sex") if row.n)
 
 
-def _bones(figures: Figures) -> Iterator[tuple[Line, Line | None]]:
+def _bones(t: Texts, figures: Figures) -> Iterator[tuple[Line, Line | None]]:
     """Each bone: its foci, and the children with a focus there."""
     for row in figures.bones("bone"):
         children = figures.find("foci", "bone-patients", row.stratum)
-        yield _line(row.stratum, row), _line(row.stratum, children) if children else None
+        yield _line(t, row.stratum, row), _line(t, row.stratum, children) if children else None
 
 
-def _lines(figures: Figures) -> Iterator[tuple[str, Line | None, Line | None]]:
+def _lines(t: Texts, figures: Figures) -> Iterator[tuple[str, Line | None, Line | None]]:
     strata = [*figures.strata("tnfi-lines", "line-reached"), *figures.strata("tnfi-lines", "line-ended")]
     for number in dict.fromkeys(row.stratum for row in strata):
         reached, ended = (figures.find("tnfi-lines", key, number) for key in ("line-reached", "line-ended"))
-        yield number, _line(number, reached) if reached else None, _line(number, ended) if ended else None
+        yield number, _line(t, number, reached) if reached else None, _line(t, number, ended) if ended else None
 
 
-def _strata(figures: Figures) -> Iterator[tuple[str, list[tuple[str, list[Line | None]]]]]:
+def _strata(t: Texts, figures: Figures) -> Iterator[tuple[str, list[tuple[str, list[Line | None]]]]]:
     """Each stratifier: its strata, each with one figure a treatment group (None where the stratum is none of its).
 
     A group that all falls into one stratum would repeat its overall row, and is left out there.
@@ -273,19 +389,19 @@ def _strata(figures: Figures) -> Iterator[tuple[str, list[tuple[str, list[Line |
         strata = dict.fromkeys(row.stratum for group in cut for row in figures.strata(group, key) if row.N != 0)
         rows = [
             (
-                stratum,
+                t(stratum),
                 [
-                    _line(stratum, row) if group in cut and (row := figures.find(group, key, stratum)) else None
+                    _line(t, stratum, row) if group in cut and (row := figures.find(group, key, stratum)) else None
                     for group in groups
                 ],
             )
             for stratum in strata
         ]
         if rows:
-            yield STRATIFIERS.get(key, key), rows
+            yield t(STRATIFIERS.get(key, key)), rows
 
 
-def _others(figures: Figures) -> Iterator[tuple[str, list[Line]]]:
+def _others(t: Texts, figures: Figures) -> Iterator[tuple[str, list[Line]]]:
     """Each treatment group: its figure and its second readings; last, every group that has no table of its own."""
     shown = {*TREATMENT_GROUPS, "cohort", "foci", "foci-per-patient", "tnfi-lines"}
     shown |= {f"{base}-{suffix}" for base in TREATMENT_GROUPS for suffix in _IN_FIRST_TABLE}
@@ -294,10 +410,10 @@ def _others(figures: Figures) -> Iterator[tuple[str, list[Line]]]:
         readings = [row for row in rest if row.group.startswith(f"{group}-")]
         rest = [row for row in rest if row not in readings]
         if readings:
-            lines = [_line(_reading(row.group.removeprefix(f"{group}-")), row) for row in readings]
-            yield name, [_line("As in the first table", own), *lines]
+            lines = [_line(t, _reading(row.group.removeprefix(f"{group}-")), row) for row in readings]
+            yield t(name), [_line(t, "As in the first table", own), *lines]
     if rest:
-        yield "Others", [_line(row.group, row) for row in rest]
+        yield t("Others"), [_line(t, row.group, row) for row in rest]
 
 
 def _reading(suffix: str) -> str:
@@ -335,23 +451,24 @@ def _by_count(row: Mapping[str, object]) -> tuple[int, list[str]]:
     return -int(str(row["count"])), [str(row[key]) for key in sorted(row)]
 
 
-def _parameters(parameters: Parameters) -> Iterator[tuple[str, str, str, bool]]:
+def _parameters(t: Texts, parameters: Parameters) -> Iterator[tuple[str, str, str, bool]]:
     """Name, value, default and whether they differ, in the order of the declaration."""
     default = Parameters()
     for field in fields(Parameters):
         value, usual = getattr(parameters, field.name), getattr(default, field.name)
         if field.name == "interval":
             value, usual = (_INTERVALS.get(method, method) for method in (value, usual))
-        yield _PARAMETERS.get(field.name, field.name), _shown(value), _shown(usual), value != usual
+        name = t(_PARAMETERS.get(field.name, field.name))
+        yield name, _shown(t, value), _shown(t, usual), value != usual
 
 
-def _shown(value: object) -> str:
+def _shown(t: Texts, value: object) -> str:
     if value is None:
-        return "none"
+        return t("none")
     if isinstance(value, bool):
-        return "yes" if value else "no"
+        return t("yes") if value else t("no")
     if isinstance(value, date):
-        return value.isoformat()
+        return t.day(value)
     if isinstance(value, dict):
-        return ", ".join(f"{key} {value[key]}" for key in sorted(value)) or "none"
-    return str(value)
+        return ", ".join(f"{t(key)} {value[key]}" for key in sorted(value)) or t("none")
+    return t(value) if isinstance(value, str) else str(value)

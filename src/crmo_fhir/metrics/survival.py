@@ -3,6 +3,7 @@
 The clock of a course starts on its first day. Courses of one child are taken as independent.
 """
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
@@ -11,6 +12,8 @@ from crmo_fhir.metrics.response import Row, agent_of
 from crmo_fhir.metrics.statistics import Interval, Point, aalen_johansen, kaplan_meier, median_time
 from crmo_fhir.model.results import Estimate
 
+HALF_YEAR = 18262
+"""Hundredths of a day: the marks of the numbers at risk."""
 FAILURES = frozenset({"inefficacy", "adverse_event", "both"})
 _FAILURE, _REMISSION = 1, 2
 _KAPLAN_MEIER = "Kaplan-Meier, log-log interval"
@@ -28,7 +31,8 @@ def compute_survival(
 ) -> list[Estimate]:
     """Curves of retention (`survival`), of stops by cause (`incidence`) and of response, each with its median where it has one.
 
-    `classes` are the courses that count, by group. One row an event time, and one at day 0; `n` are at risk just before.
+    `classes` are the courses that count, by group. One row an event time, one at day 0, each half year and the last day observed; `n`
+    are at risk just before.
     """
     last = {p["person"]: p["censored"] for p in patients}
     first = _first_sufficient(assessments)
@@ -44,18 +48,18 @@ def compute_survival(
                 for c in own
             ]
             retained = kaplan_meier(times, [cause == _FAILURE for cause in causes])
-            rows += _curve("survival", group, "retained", stratum, len(own), retained, _KAPLAN_MEIER)
+            rows += _curve("survival", group, "retained", stratum, times, retained, _KAPLAN_MEIER)
             rows.append(_median("survival", group, stratum, causes.count(_FAILURE), len(own), median_time(retained)))
             for name, cause in (("failure", _FAILURE), ("remission", _REMISSION)):
                 curve = aalen_johansen(times, causes, cause)
-                rows += _curve("incidence", group, name, stratum, len(own), curve, _AALEN_JOHANSEN)
+                rows += _curve("incidence", group, name, stratum, times, curve, _AALEN_JOHANSEN)
             seen = [first.get(c["course"]) for c in own]
             until = [
                 max((day - c["start"]).days, 0) if day else time for c, day, time in zip(own, seen, times, strict=True)
             ]
             without = kaplan_meier(until, [day is not None for day in seen])
             reached = [_turned(point) for point in without]
-            rows += _curve("response", group, "sufficient", stratum, len(own), reached, _KAPLAN_MEIER)
+            rows += _curve("response", group, "sufficient", stratum, until, reached, _KAPLAN_MEIER)
             rows.append(
                 _median("response", group, stratum, len(own) - seen.count(None), len(own), median_time(without))
             )
@@ -84,16 +88,28 @@ def _turned(point: Point) -> Point:
 
 
 def _curve(
-    analysis: str, group: str, statistic: str, stratum: str, total: int, curve: Sequence[Point], method: str
+    analysis: str, group: str, statistic: str, stratum: str, times: Sequence[int], curve: Sequence[Point], method: str
 ) -> Iterator[Estimate]:
+    total = len(times)
     if not curve:
         yield Estimate(analysis, group, statistic, stratum, N=0, method=method, note="no course")
-    for number, point in enumerate(curve):
+    for number, point in enumerate(_marked(curve, times)):
         notes = [_RULES[analysis] if number == 0 else "", "nobody left: no interval" if point.low is None else ""]
         yield Estimate(
             *(analysis, group, statistic, stratum, point.time, point.at_risk, total),
             *(point.value, point.low, point.high, method, "; ".join(filter(None, notes))),
         )
+
+
+def _marked(curve: Sequence[Point], times: Sequence[int]) -> Iterator[Point]:
+    """The points of a curve, and one each half year to the last day observed: the value as it is carried, and who is at risk."""
+    if not curve:
+        return
+    ordered, found, current = sorted(times), {point.time: point for point in curve}, curve[0]
+    marks = {*range(0, ordered[-1] * 100, HALF_YEAR), ordered[-1] * 100}
+    for day in sorted(found.keys() | {mark // 100 for mark in marks}):
+        current = found.get(day, current._replace(time=day, at_risk=len(ordered) - bisect_left(ordered, day)))
+        yield current
 
 
 def _median(analysis: str, group: str, stratum: str, events: int, total: int, found: Interval | None) -> Estimate:
