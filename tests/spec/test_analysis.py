@@ -21,12 +21,13 @@ sufficient   | 2005-12-01
 
 
 def expect(cohort, analysis, group, text, *, varied=()):
-    """The estimates of one analysis and group, without the medians, are exactly these, in these columns."""
-    found = [
-        e
-        for e in compute_analysis(cohort.tables, WINDOW, varied).estimates
-        if (e.analysis, e.group) == (analysis, group) and e.statistic != "median"
-    ]
+    """The estimates of one analysis and group, without medians and marks of curves, are exactly these, in these columns."""
+    found, carried = [], {}
+    for e in compute_analysis(cohort.tables, WINDOW, varied).estimates:
+        if (e.analysis, e.group) == (analysis, group) and e.statistic != "median":
+            if e.time is None or carried.get((e.statistic, e.stratum)) != e.value:
+                found.append(e)
+            carried[e.statistic, e.stratum] = e.value
     names = [name.strip() for name in text.strip().splitlines()[0].split("|")]
     if "stratum" not in names:
         found = [e for e in found if not e.stratum]
@@ -42,7 +43,7 @@ def find(cohort, analysis, group, statistic, stratum=""):
     (found,) = [
         e
         for e in compute_analysis(cohort.tables, WINDOW, ()).estimates
-        if (e.analysis, e.group, e.statistic, e.stratum) == (analysis, group, statistic, stratum)
+        if (e.analysis, e.group, e.statistic, e.stratum) == (analysis, group, statistic, stratum) and not e.time
     ]
     return found
 
@@ -74,6 +75,24 @@ def test_a_stop_for_failure_is_the_event_and_remission_competes():
         remission | 365  | 2 | 3 | 0.3333
         """,
     )
+
+
+def test_a_curve_tells_how_many_are_left_each_half_year_and_on_the_last_day():
+    found = [
+        (e.time, e.n, show(e.value))
+        for e in compute_analysis(tell(exposure=THREE_LINES).tables, WINDOW, ()).estimates
+        if (e.analysis, e.group, e.statistic, e.stratum) == ("survival", "tnfi", "retained", "")
+    ]
+    assert found[:6] == [
+        (0, 3, "1"),
+        (100, 3, "0.6667"),
+        (182, 2, "0.6667"),
+        (365, 2, "0.6667"),
+        (547, 1, "0.6667"),
+        (730, 1, "0.6667"),
+    ]
+    assert found[-1] == (2192, 1, "0.6667")
+    assert len({time for time, _, _ in found}) == len(found)
 
 
 @pytest.mark.parametrize(

@@ -145,11 +145,16 @@ _RULES = {
     "min_exposure_nsaid_days": "Minimum exposure to NSAID (days)",
     "effect_source": "Whose judgement counts",
     "indication": "Courses without an indication",
+    "require_indication": "Courses without an indication",
+    "partial_dates": "Day of an incomplete date",
     "evaluability": "Effect in those nobody judged",
 }
 """The rules of the sensitivity analysis, short enough for a chart."""
 _RULE_VALUES = {
     "recorded": "left out",
+    "True": "left out",
+    "earliest": "earliest",
+    "latest": "latest",
     "worst": "none",
     "best": "all",
     "reviewed": "reviewed",
@@ -314,8 +319,9 @@ def _printed(
     for row, computed in zip(printed, compare(results, printed, estimates), strict=True):
         quantity, note = (row.get(f"{column}_{t.lang}") or t(row[column]) for column in ("quantity", "note"))
         ours = re.sub(r"(\S+) of (\S+)", lambda m: t("{n} of {N}", n=m[1], N=m[2]), computed["computed"])
+        ours = t.number(ours) if any(c.isdigit() for c in ours) else t(ours)
         # a row of a release has lost its note, in every language
-        yield quantity, t(row["printed"]), t(t.number(ours)) or "–", note if row["note"] else ""
+        yield quantity, t(row["printed"]), ours or "–", note if row["note"] else ""
 
 
 def _stratum(t: Texts, key: str, name: str) -> str:
@@ -470,5 +476,6 @@ def _shown(t: Texts, value: object) -> str:
     if isinstance(value, date):
         return t.day(value)
     if isinstance(value, dict):
-        return ", ".join(f"{t(key)} {value[key]}" for key in sorted(value)) or t("none")
+        parts = (f"{t(sections.ANALYTES.get(key, key))} {t.number(str(value[key]))}" for key in sorted(value))
+        return "; ".join(parts) or t("none")
     return t(value) if isinstance(value, str) else str(value)

@@ -79,6 +79,7 @@ ANALYTES = {
     "crp": "CRP",
     "hb": "Haemoglobin",
     "lesion-count": "Lesions on MRI",
+    "clinical-lesion-count": "Lesions on examination",
     "physician-global": "Physician global",
     "patient-global": "Patient global",
     "chaq": "C-HAQ",
@@ -737,7 +738,7 @@ def trends_section(t: Texts, trends: Sequence[Trend]) -> Section | None:
     hidden = False
     for analyte, unit in keys:
         own = sorted(by_analyte[analyte, unit], key=lambda trend: trend.label)
-        measured = "number" if analyte == "lesion-count" else UNITS.get(unit, unit)
+        measured = "number" if analyte.endswith("lesion-count") else UNITS.get(unit, unit)
         title = f"{t(ANALYTES.get(analyte, analyte))} ({t(measured)})"
         rows = _periods(t, own)
         medians = tuple((max(start, -12), end, middle) for _, start, end, middle in rows)
