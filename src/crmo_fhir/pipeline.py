@@ -467,18 +467,17 @@ def _build(study: Path, artifacts: "Artifacts", voice: Voice, *, accept_partial:
     reviews = [judgement_of(one) for review in landing.read_reviews(study) for one in review["judgements"]]
     with open_engine() as engine:
         facts, type_counts = read_facts(engine, artifacts, raw.files, raw.aliases, ZoneInfo(parameters.time_zone))
-    as_of = date.fromisoformat(raw.manifest["extracted"])
-    derive = partial(
-        derive_cohort,
-        type_counts=type_counts,
-        source_counts=raw.manifest["source"]["records"],
-        as_of=as_of,
-        reviews=reviews,
+    cohort = derive_cohort(
+        facts,
+        type_counts,
+        raw.manifest["source"]["records"],
+        parameters,
+        date.fromisoformat(raw.manifest["extracted"]),
+        reviews,
     )
-    cohort = derive(facts, parameters=parameters)
     files = {f"{name}.parquet": table.to_parquet(cohort.tables[name]) for name, table in COHORT.items()}
     files["attrition.csv"] = _csv(cohort.tables["attrition"])
-    files["sensitivity.csv"] = _csv(_vary(facts, cohort, derive, parameters))
+    files["sensitivity.csv"] = _csv(_vary(cohort, parameters))
     files["unmapped.csv"] = _csv(facts["unmapped"][["system", "code", "display", "resource_type", "count"]])
     record = {
         "raw": raw.sha256,
@@ -605,24 +604,19 @@ def _tables(study: Path) -> "dict[str, pd.DataFrame]":
     return {name: table.from_parquet((folder / f"{name}.parquet").read_bytes()) for name, table in COHORT.items()}
 
 
-def _vary(
-    facts: "Mapping[str, pd.DataFrame]", cohort: "Cohort", derive: "Callable[..., Cohort]", parameters: Parameters
-) -> "pd.DataFrame":
+def _vary(cohort: "Cohort", parameters: Parameters) -> "pd.DataFrame":
     """The treatment groups counted once more with each rule of SENSITIVITY changed, all else as it was."""
+    from crmo_fhir.cohort import derive_treatment
     from crmo_fhir.metrics import compute_headlines
-    from crmo_fhir.model.tables import SENSITIVITIES
+    from crmo_fhir.model.tables import SENSITIVITIES, rows_of
 
-    # The cohort is the same each time, so what is seen of other candidates need not be read again; the last day of data,
-    # which is of all of them, is given.
-    records = {key for sources in cohort.tables["patients"]["sources"] for key in sources}
-    own = {name: frame[frame["patient"].isin(records)] for name, frame in facts.items() if name in ("contact", "lab")}
-    rows = []
+    patients, rows = rows_of(cohort.tables["patients"]), []
     for name, values in SENSITIVITY.items():
         for value in values:
             if value != getattr(parameters, name):
-                changed: dict[str, Any] = {name: value, "data_lock": cohort.data_lock}
+                changed: dict[str, Any] = {name: value}
                 variant = replace(parameters, **changed)
-                counts = compute_headlines(derive({**facts, **own}, parameters=variant).tables, variant)
+                counts = compute_headlines(patients, derive_treatment(cohort.told, variant).rows, variant)
                 rows += [
                     {"parameter": name, "value": str(value), "group": group, "n": n, "N": whole}
                     for group, (n, whole) in counts.items()

@@ -6,7 +6,7 @@ from datetime import date, timedelta
 import pytest
 
 from crmo_fhir.cohort.courses import Course
-from crmo_fhir.cohort.derived import derive_answers
+from crmo_fhir.cohort.derived import derive_answers, derive_series
 from crmo_fhir.model.parameters import Parameters
 
 START, END = date(2005, 1, 1), date(2005, 12, 1)
@@ -50,7 +50,7 @@ def derived(labs: list[dict], days: int = 0) -> tuple:
         "Patient/A", "adalimumab", "TNF", START + timedelta(days=days), END + timedelta(days=days), "statement", []
     )
     course.course_no = 1
-    answers, changes = derive_answers({"Patient/A": [course]}, {"Patient/A": labs}, {}, DEFAULT)
+    answers, changes = derive_answers({"Patient/A": [course]}, derive_series({"Patient/A": labs}, {}), DEFAULT)
     told = [(a.kind, a.value, a.when - timedelta(days=days), len(a.sources)) for a in answers]
     return changes.get(course.name, {}).get("pedcno"), changes.get(course.name, {}).get("lesion_change"), told
 

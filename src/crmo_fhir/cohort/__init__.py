@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from crmo_fhir.cohort.courses import Course, course_rows, derive_courses, filter_exposures
 from crmo_fhir.cohort.criteria import Child, Row, compute_contradiction, filter_cohort, partial
-from crmo_fhir.cohort.derived import derive_answers
+from crmo_fhir.cohort.derived import Series, derive_answers, derive_series
 from crmo_fhir.cohort.effect import attribute_effects, derive_effect, filter_observed
 from crmo_fhir.cohort.foci import compute_focality, compute_focality_at_diagnosis, derive_foci
 from crmo_fhir.cohort.review import attribute_reviews
@@ -34,12 +34,42 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Told:
+    """What the records tell of each child of the cohort, by person, without what cannot be."""
+
+    children: dict[str, Child]
+    person_of: dict[str, str]
+    last_contact: dict[str, date | None]
+    limits: dict[str, tuple[date, str]]
+    data_lock: date | None
+    as_of: date
+    orders_count: bool
+    exposures: dict[str, list[Row]]
+    adverse_events: dict[str, list[Row]]
+    observed: dict[str, list[Row]]
+    imaging: dict[str, list[Row]]
+    series: dict[str, Series]
+    reviews: Sequence[Judgement]
+
+
+@dataclass(frozen=True, slots=True)
+class Treated:
+    """The rows of the tables `courses` and `assessments`, the courses themselves, and the records refused on the way."""
+
+    rows: list[Row]
+    assessments: list[Row]
+    courses: dict[str, list[Course]]
+    refused: list[Row]
+
+
+@dataclass(frozen=True, slots=True)
 class Cohort:
-    """The tables of STUDY/cohort and the day up to which the data speak."""
+    """The tables of STUDY/cohort, the day up to which the data speak, and what the records told."""
 
     tables: "dict[str, pd.DataFrame]"
     data_lock: date | None
     orders_count: bool
+    told: Told
 
 
 def derive_cohort(
@@ -70,32 +100,6 @@ def derive_cohort(
         for c in children
     }
     limits = {c.person: _censored(c, data_lock, last_contact[c.person]) for c in children}
-    censored = {person: day for person, (day, _) in limits.items()}
-
-    sites = _by_person(facts["site"], person_of)
-    foci = derive_foci(rows_of(facts["site"]), person_of)
-
-    exposures = {}
-    for person, rows in _by_person(facts["exposure"], person_of).items():
-        exposures[person], refused = filter_exposures(rows, by_person[person], as_of, parameters)
-        listed += refused
-    orders_count = not any(type_counts.get(t) or source_counts.get(t) for t in STRONGER_THAN_ORDERS) and not any(
-        row["rung"] != "order" for row in rows_of(facts["exposure"])
-    )
-    courses = derive_courses(
-        exposures,
-        _by_person(facts["adverse_event"], person_of),
-        by_person,
-        censored,
-        parameters,
-        orders_count=orders_count,
-    )
-    for person, own in courses.items():
-        last = last_contact[person]
-        silent = data_lock is not None and last is not None and (data_lock - last).days > parameters.stale_days
-        for course in own:
-            if course.end is None and silent:
-                course.flags.add("stale")
     imaging, refused = _seen(facts["imaging"], "imaging", by_person, person_of, as_of)
     imaging = {person: [row for row in rows if _is_study(row)] for person, rows in imaging.items()}
     listed += refused
@@ -105,15 +109,29 @@ def derive_cohort(
     for person, rows in readings.items():
         observed[person], refused = filter_observed(rows)
         listed += refused
-    attributed = attribute_effects(observed, courses, imaging, parameters)
-    attributed += attribute_reviews(reviews, courses, person_of, parameters)
     scores, refused = _seen(facts["lab"], "lab", by_person, person_of, as_of)
     listed += refused
-    derived, changes = derive_answers(courses, scores, imaging, parameters)
-    judged, assessments = derive_effect(courses, [*attributed, *derived], parameters)
-    for course_name, change in changes.items():
-        judged[course_name] |= change
+    told = Told(
+        children=by_person,
+        person_of=person_of,
+        last_contact=last_contact,
+        limits=limits,
+        data_lock=data_lock,
+        as_of=as_of,
+        orders_count=not any(type_counts.get(t) or source_counts.get(t) for t in STRONGER_THAN_ORDERS)
+        and not any(row["rung"] != "order" for row in rows_of(facts["exposure"])),
+        exposures=_by_person(facts["exposure"], person_of),
+        adverse_events=_by_person(facts["adverse_event"], person_of),
+        observed=observed,
+        imaging=imaging,
+        series=derive_series(scores, imaging),
+        reviews=reviews,
+    )
+    treated = derive_treatment(told, parameters)
+    listed += treated.refused
 
+    sites = _by_person(facts["site"], person_of)
+    foci = derive_foci(rows_of(facts["site"]), person_of)
     focus_count = Counter(focus["person"] for focus in foci)
     patients = [
         {
@@ -135,17 +153,48 @@ def derive_cohort(
     tables = {
         "patients": PATIENTS.frame(patients),
         "foci": FOCI.frame(foci),
-        "courses": COURSES.frame(course_rows(courses, judged)),
-        "assessments": ASSESSMENTS.frame(assessments),
+        "courses": COURSES.frame(treated.rows),
+        "assessments": ASSESSMENTS.frame(treated.assessments),
         "labs": LAB.frame(labs),
         "imaging": IMAGING.frame({**row, "patient": p} for p, rows in imaging.items() for row in rows),
         "reports": REPORT.frame(
             {**row, "patient": p} for p, rows in _by_person(facts["report"], person_of).items() for row in rows
         ),
     }
-    rows = attrition + _record_rows(listed, type_counts) + _course_rows(courses) + _assessment_rows(assessments)
-    tables["attrition"] = _ordered(rows)
-    return Cohort(tables, data_lock, orders_count)
+    attrition += _record_rows(listed, type_counts) + _course_rows(treated.courses)
+    tables["attrition"] = _ordered(attrition + _assessment_rows(treated.assessments))
+    return Cohort(tables, data_lock, told.orders_count, told)
+
+
+def derive_treatment(told: Told, parameters: Parameters) -> Treated:
+    """Courses and their effect: all that the thresholds of treatment and judgement decide. Who is in the cohort is settled."""
+    refused: list[Row] = []
+    exposures = {}
+    for person, rows in told.exposures.items():
+        exposures[person], unusable = filter_exposures(rows, told.children[person], told.as_of, parameters)
+        refused += unusable
+    courses = derive_courses(
+        exposures,
+        told.adverse_events,
+        told.children,
+        {person: day for person, (day, _) in told.limits.items()},
+        parameters,
+        orders_count=told.orders_count,
+    )
+    for person, own in courses.items():
+        last = told.last_contact[person]
+        lock = told.data_lock
+        silent = lock is not None and last is not None and (lock - last).days > parameters.stale_days
+        for course in own:
+            if course.end is None and silent:
+                course.flags.add("stale")
+    attributed = attribute_effects(told.observed, courses, told.imaging, parameters)
+    attributed += attribute_reviews(told.reviews, courses, told.person_of, parameters)
+    derived, changes = derive_answers(courses, told.series, parameters)
+    judged, assessments = derive_effect(courses, [*attributed, *derived], parameters)
+    for course_name, change in changes.items():
+        judged[course_name] |= change
+    return Treated(course_rows(courses, judged), assessments, courses, refused)
 
 
 def _ordered(rows: list[Row]) -> "pd.DataFrame":

@@ -123,10 +123,14 @@ class _Series:
         return reversed(self._values[bisect_right(self._days, day) :])
 
 
+Series = Mapping[tuple[str, str], _Series]
+"""The values of one child, by analyte and unit."""
+
+
 class _Scores:
     """The values of one child by analyte and unit, and the courses they are follow-ups of."""
 
-    def __init__(self, series: Mapping[tuple[str, str], _Series], courses: list[Course], windows: _Windows) -> None:
+    def __init__(self, series: Series, courses: list[Course], windows: _Windows) -> None:
         self._series, self._courses, self._windows = series, courses, windows
         self._units: dict[str, list[str]] = defaultdict(list)
         for analyte, unit in sorted(series):
@@ -181,15 +185,11 @@ class _Scores:
 
 
 def derive_answers(
-    courses: Mapping[str, list[Course]],
-    scores: Mapping[str, list[Row]],
-    imaging: Mapping[str, list[Row]],
-    parameters: Parameters,
+    courses: Mapping[str, list[Course]], series: Mapping[str, Series], parameters: Parameters
 ) -> tuple[list[Attributed], dict[str, dict[str, Any]]]:
     """The derived answers of all courses, and by course name the columns `pedcno`, `cdas_change` and `lesion_change`.
 
-    `scores` are rows of the table `lab` by child, `imaging` of the table `imaging`. A column is None where it cannot be
-    computed, and then there is no answer.
+    `series` are those of `derive_series`. A column is None where it cannot be computed, and then there is no answer.
     """
     clinical = _Windows(
         parameters.score_baseline_before_days,
@@ -208,10 +208,9 @@ def derive_answers(
     answers: list[Attributed] = []
     changes: dict[str, dict[str, Any]] = {}
     for person, own in sorted(courses.items()):
-        series = _series(scores.get(person, ()), imaging.get(person, ()))
-        if not series:
+        if not series.get(person):
             continue
-        clinically, on_mri = _Scores(series, own, clinical), _Scores(series, own, mri)
+        clinically, on_mri = _Scores(series[person], own, clinical), _Scores(series[person], own, mri)
         for course in own:
             items = [pair for item in PEDCNO_ITEMS if (pair := clinically.pair(course, item))]
             pedcno, lesions = compute_pedcno(items, parameters), on_mri.pair(course, "lesion-count")
@@ -249,8 +248,12 @@ def compute_cdas_change(pain: Pair | None, patient_global: Pair | None, lesions:
     return float(pain.change + patient_global.change + lesions.change)
 
 
-def _series(scores: Iterable[Row], imaging: Iterable[Row]) -> dict[tuple[str, str], _Series]:
-    """The values that can be read, by analyte and unit."""
+def derive_series(scores: Mapping[str, list[Row]], imaging: Mapping[str, list[Row]]) -> dict[str, Series]:
+    """The values that can be read of each child; from rows of the tables `lab` and `imaging`, by child."""
+    return {person: _series(rows, imaging.get(person, ())) for person, rows in scores.items()}
+
+
+def _series(scores: Iterable[Row], imaging: Iterable[Row]) -> Series:
     whole_body = {row["imaging"]: bool(row["whole_body"]) for row in imaging}
     read = {*PEDCNO_ITEMS, *PAIN, *ON_MRI, "clinical-lesion-count"}
     found: dict[tuple[str, str], list[Value]] = defaultdict(list)

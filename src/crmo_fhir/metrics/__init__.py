@@ -44,10 +44,11 @@ def compute_results(tables: "Mapping[str, pd.DataFrame]", parameters: Parameters
     ]
 
 
-def compute_headlines(tables: "Mapping[str, pd.DataFrame]", parameters: Parameters) -> dict[str, tuple[int, int]]:
-    """Numerator and denominator of the five treatment groups: what a variant of a rule is computed for."""
-    courses = Courses.of(_scalars(tables, "courses"))
-    return compute_counts(derive_headlines(_scalars(tables, "patients"), courses, parameters))
+def compute_headlines(
+    patients: Sequence[Row], courses: Sequence[Row], parameters: Parameters
+) -> dict[str, tuple[int, int]]:
+    """Numerator and denominator of the five treatment groups, from the rows of the tables `patients` and `courses`."""
+    return compute_counts(derive_headlines(patients, Courses.of(courses), parameters))
 
 
 def compute_analysis(
