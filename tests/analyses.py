@@ -162,7 +162,7 @@ def estimates(timelines: tuple[Timeline, ...]) -> tuple[Estimate, ...]:
             ("evaluability=worst", n, total + 4),
             ("evaluability=best", n + 4, total + 4),
             ("effect_source=derived", 0, 0),
-            ("indication=recorded", n, total),
+            ("require_indication=True", n, total),
         )
         rows += [share("sensitivity", group, *one) for one in changed]
     rows += [

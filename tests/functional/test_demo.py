@@ -158,7 +158,7 @@ def test_help_is_light():
 QUANTITIES = """
 id   | computed
 Q01  | 25
-Q02  | all 25 within
+Q02  | 25 of 25
 Q03  | 25
 Q04a | 16
 Q04b | 9

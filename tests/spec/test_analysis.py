@@ -304,7 +304,6 @@ def test_bounds_and_rules_stand_beside_the_figure_as_used():
         statistic  | stratum              | n | N | value
         proportion |                      | 1 | 2 | 0.5
         proportion | gap_days=30          | 1 | 3 | 0.3333
-        proportion | indication=recorded  | 1 | 1 | 1
         proportion | evaluability=worst   | 1 | 3 | 0.3333
         proportion | evaluability=best    | 2 | 3 | 0.6667
         """,
@@ -317,7 +316,6 @@ def test_bounds_and_rules_stand_beside_the_figure_as_used():
         """
         statistic  | stratum             | n | N | value
         proportion |                     | 0 | 1 | 0
-        proportion | indication=recorded | 0 | 1 | 0
         proportion | evaluability=worst  | 0 | 1 | 0
         proportion | evaluability=best   | 0 | 1 | 0
         """,

@@ -65,6 +65,7 @@ _IN_FIRST_TABLE = ("treated", "not-evaluable")
 _NOTES = {
     "from orders": "from prescriptions only: no record says that the drug was taken",
     "no proportion: nothing to count (0/0)": "",
+    "no proportion: nothing of this reading is recorded (0/0)": "nothing of this kind is recorded",
     MASKED: "",
 }
 _STEPS = {
@@ -144,14 +145,12 @@ _RULES = {
     "min_exposure_days": "Minimum exposure (days)",
     "min_exposure_nsaid_days": "Minimum exposure to NSAID (days)",
     "effect_source": "Whose judgement counts",
-    "indication": "Courses without an indication",
     "require_indication": "Courses without an indication",
     "partial_dates": "Day of an incomplete date",
     "evaluability": "Effect in those nobody judged",
 }
 """The rules of the sensitivity analysis, short enough for a chart."""
 _RULE_VALUES = {
-    "recorded": "left out",
     "True": "left out",
     "earliest": "earliest",
     "latest": "latest",

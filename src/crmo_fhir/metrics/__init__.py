@@ -7,11 +7,11 @@ from crmo_fhir.metrics.comparison import compute_agreement, compute_comparison
 from crmo_fhir.metrics.describe import compute_cohort, compute_foci, compute_lines
 from crmo_fhir.metrics.members import compute_members
 from crmo_fhir.metrics.response import Courses, Row, compute_courses, compute_patients, days_of, derive_headlines
-from crmo_fhir.metrics.sensitivity import compute_counts, compute_sensitivity
+from crmo_fhir.metrics.sensitivity import HEADLINES, compute_counts, compute_sensitivity
 from crmo_fhir.metrics.survival import compute_survival
 from crmo_fhir.metrics.switches import compute_mentioned, compute_readings, compute_switches
 from crmo_fhir.metrics.timelines import derive_timelines, derive_trends
-from crmo_fhir.model.parameters import Parameters
+from crmo_fhir.model.parameters import EFFECT_SOURCES, Parameters
 from crmo_fhir.model.results import Analysis, Result
 from crmo_fhir.model.tables import COHORT, rows_of
 
@@ -47,7 +47,13 @@ def compute_results(tables: "Mapping[str, pd.DataFrame]", parameters: Parameters
 def compute_headlines(
     patients: Sequence[Row], courses: Sequence[Row], parameters: Parameters
 ) -> dict[str, tuple[int, int]]:
-    """Numerator and denominator of the five treatment groups, from the rows of the tables `patients` and `courses`."""
+    """Numerator and denominator of the five treatment groups, from the rows of the tables `patients` and `courses`.
+
+    0/0 throughout where nothing of the source of the effect is recorded: whoever was not asked has not answered no.
+    """
+    origins = EFFECT_SOURCES[parameters.effect_source]
+    if courses and not any(c[one] or c.get(f"mri_{one}") for c in courses for one in origins):
+        return dict.fromkeys(HEADLINES, (0, 0))
     return compute_counts(derive_headlines(patients, Courses.of(courses), parameters))
 
 

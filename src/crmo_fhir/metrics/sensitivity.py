@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from crmo_fhir.metrics.response import Courses, Row, Unit, derive_children, derive_headlines
+from crmo_fhir.metrics.response import Courses, Row, Unit, derive_children
 from crmo_fhir.metrics.statistics import INTERVALS
 from crmo_fhir.model.parameters import Parameters
 from crmo_fhir.model.results import Estimate
@@ -30,7 +30,7 @@ def compute_sensitivity(
 ) -> Iterator[Estimate]:
     """Each headline figure as used (empty stratum), with a rule changed (`gap_days=30`), and at its bounds.
 
-    `varied` are the rows of STUDY/cohort/sensitivity.csv, for rules that need the records; the others are computed here.
+    `varied` are the rows of STUDY/cohort/sensitivity.csv: the rules that need the records. The bounds are computed here.
     """
 
     def row(group: str, stratum: str, n: int, total: int, note: str = "") -> Estimate:
@@ -41,7 +41,6 @@ def compute_sensitivity(
         return Estimate("sensitivity", group, "proportion", stratum, None, n, total, value, low, high, method, note)
 
     used = compute_counts(units)
-    recorded = compute_counts(derive_headlines(patients, _with_indication(courses), parameters))
     unjudged = {group: sum(u.effect is None for u in units[group]) for group in HEADLINES}
     treated = derive_children("NSAID", patients, courses, parameters)
     for group, (n, total) in used.items():
@@ -49,18 +48,8 @@ def compute_sensitivity(
         for one in varied:
             if one["group"] == group:
                 yield row(group, f"{one['parameter']}={one['value']}", one["n"], one["N"])
-        yield row(group, "indication=recorded", *recorded[group], "without courses whose indication is not recorded")
         # the unjudged NSAID children are in the denominator of the whole cohort already
         extra = unjudged[group]
         more = sum(u.effect is None for u in treated) if group == "nsaid-clinical" else extra
         yield row(group, "evaluability=worst", n, total + extra, _UNJUDGED["worst"])
         yield row(group, "evaluability=best", n + more, total + extra, _UNJUDGED["best"])
-
-
-def _with_indication(courses: Courses) -> Courses:
-    """The same without those whose indication is not recorded; as an escalation of another they still count."""
-    recorded = {
-        name: {person: kept for person, own in of.items() if (kept := [c for c in own if c["indication"] != "missing"])}
-        for name, of in courses.by_class.items()
-    }
-    return Courses(courses.by_person, recorded)

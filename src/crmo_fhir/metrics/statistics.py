@@ -144,7 +144,7 @@ def kappa(pairs: Mapping[tuple[str, str], int], confidence: float = CONFIDENCE) 
     other = sum(share[a, b] * (column[a] + row[b]) ** 2 for a in answers for b in answers if a != b) * (1 - value) ** 2
     variance = (same + other - (value - chance * (1 - value)) ** 2) / ((1 - chance) ** 2 * total)
     half = _z(confidence) * sqrt(max(variance, 0.0))
-    return Interval(value, value - half, value + half)
+    return Interval(value, max(value - half, -1.0), min(value + half, 1.0))
 
 
 def bootstrap_difference(
