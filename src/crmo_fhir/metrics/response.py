@@ -225,12 +225,13 @@ def _sources(parameters: Parameters) -> dict[str, tuple[str, ...]]:
 
 
 def _reading_of(columns: Sequence[str], days: Days) -> Callable[[Row], Row]:
-    """A course as if its effect were what the first of these columns that holds an answer says."""
+    """What a course says of its effect, as if that were what the first of these columns that holds an answer says."""
 
     def read(course: Row) -> Row:
         column = next((c for c in columns if course[c] is not None), None)
         return {
-            **course,
+            "person": course["person"],
+            "not_evaluable_reason": course["not_evaluable_reason"],
             "effect": course[column] if column else None,
             "effect_low": days.get((course["course"], column)) if column else None,
             "evaluable": column is not None and course["exposure_enough"],
@@ -382,6 +383,6 @@ def _mri(
 
 def _mri_reading_of(origins: Sequence[str]) -> Callable[[Row], Row]:
     return lambda course: {
-        **course,
+        "person": course["person"],
         "mri": next((course[f"mri_{o}"] for o in origins if course[f"mri_{o}"] is not None), None),
     }
