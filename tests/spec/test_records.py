@@ -330,3 +330,15 @@ def test_e32_the_reading_issued_last_counts(tmp_path):
         reading("o3", "no-regression", "2005-08-20T10:00:00+02:00", "preliminary"),
     )
     expect(found["courses"], "mri | flags\nregression | indication not recorded, readers disagree")
+
+
+@pytest.mark.parametrize("kind", ["MedicationAdministration", "Procedure"])
+def test_e16_a_period_that_ends_before_it_starts_is_no_infusion_of_hours(tmp_path, kind):
+    period = {"start": "2008-11-16T12:00:00+01:00", "end": "2006-05-30"}
+    named = {
+        "MedicationAdministration": {"medicationCodeableConcept": coded("L04AB02"), "effectivePeriod": period},
+        "Procedure": {"code": coded("L04AB02"), "performedPeriod": period},
+    }
+    found = tables(tmp_path, *CRMO, SEEN, about(kind, "x1", "p1", status="completed", **named[kind]))
+    assert found["courses"].empty
+    assert "end before start" in found["attrition"]["reason"].tolist()

@@ -491,9 +491,12 @@ def _period(reader: _Reader, resource_type: str, row: Row) -> tuple[PartialDate 
 
 
 def _once(row: Row, start: PartialDate | None, end: PartialDate | None) -> bool:
-    """Whether a drug was given at one time (a dateTime, or a period of hours), and not over a period."""
+    """Whether a drug was given at one time (a dateTime, or a period of hours), and not over a period.
+
+    A period that ends before it starts is none of hours: it contradicts itself, which `cohort` refuses.
+    """
     if end is not None:
-        return start is not None and (end.high - start.low).days <= 1
+        return start is not None and 0 <= (end.high - start.low).days <= 1
     return row["start"] is None and row["start_r5"] is None
 
 
