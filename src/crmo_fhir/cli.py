@@ -41,6 +41,8 @@ GROUPS = (
     ("mtx-mri", "Methotrexate, regression on MRI"),
     ("tnfi-mri", "TNF-α inhibitors, regression on MRI"),
 )
+MOST_OF_A_THRESHOLD = 10_000
+"""No number of days, months, percent or samples is more; dates could not hold it."""
 SECONDS_OF_CLEARING = 2.0
 """So long an interrupt may take to clear away what is half-written, before it is taken for lost."""
 
@@ -260,6 +262,8 @@ def _day(option: str, text: str | None, end: str) -> date | None:
 def _parameters(options: dict[str, Any]) -> Parameters:
     """The parameters of a study: defaults, then the table [parameters] of the configuration, then the options."""
     table = _config().get("parameters", {})
+    if not isinstance(table, dict):
+        raise UsageError("crmo-fhir.toml: parameters is a table, [parameters]; correct it")
     known = set(Parameters.__dataclass_fields__) - {"since", "until", "data_lock"}
     if unknown := sorted(set(table) - known):
         raise UsageError(f"crmo-fhir.toml: [parameters] has no '{unknown[0]}'; see the README for the names")
@@ -267,7 +271,11 @@ def _parameters(options: dict[str, Any]) -> Parameters:
     for name, value in table.items():
         if type(value) is not type(getattr(defaults, name)) or (isinstance(value, int) and value < 0):
             raise UsageError(f"crmo-fhir.toml: [parameters] {name} has not the kind of value it needs; see its default")
-        if isinstance(value, dict) and not all(type(v) in (int, float) and v >= 0 for v in value.values()):
+        if isinstance(value, int) and value > MOST_OF_A_THRESHOLD:
+            raise UsageError(f"crmo-fhir.toml: [parameters] {name} may be {MOST_OF_A_THRESHOLD} at most")
+        if isinstance(value, dict) and not all(
+            type(v) in (int, float) and 0 <= v <= MOST_OF_A_THRESHOLD for v in value.values()
+        ):
             raise UsageError(
                 f"crmo-fhir.toml: [parameters] {name} holds numbers that are not below 0, each by its name"
             )
@@ -284,6 +292,7 @@ def _parameters(options: dict[str, Any]) -> Parameters:
         "interval": options["interval"],
         "text_diagnosis": options["text_diagnosis"] or None,
     }
+    table = {n: {**getattr(defaults, n), **v} if isinstance(v, dict) else v for n, v in table.items()}
     values = {**table, **{name: value for name, value in given.items() if value is not None}}
     try:
         parameters = Parameters(

@@ -572,6 +572,8 @@ def open_cohort(study: Path, raw: Raw) -> dict[str, Any]:
     build = _read_sealed(path, again)
     if build["raw"] != raw.sha256:
         raise IntegrityError(f"{study}: the cohort was built from another pull; {again}")
+    if "reviews" not in build:
+        raise IntegrityError(f"{study}: the cohort was built by another version of crmo-fhir; {again}")
     if build["reviews"] != _review_hashes(study):
         raise IntegrityError(f"{study / _REVIEWS}: the reviews are not those the cohort was built with; {again}")
     _check_files(study / "cohort", build["files"], {"build.json"})

@@ -5,6 +5,8 @@ import json
 import pytest
 from test_bad_input import CONDITION, PATIENT, STATEMENT, folder, refused
 
+from crmo_fhir import landing
+
 LOCAL = {"coding": [{"system": "https://hospital.example/drugs", "code": "LM-0042", "display": "Humira"}]}
 EFFECT = {
     "resourceType": "Observation",
@@ -83,6 +85,8 @@ def test_parameters_and_server_come_from_the_configuration(crmo, tmp_path, monke
         "[parameters]\npedcno_percent = 60",
         '[parameters]\npartial_dates = "first"',
         '[parameters]\npedcno_zero_steps = { chaq = "little" }',
+        "parameters = 3",
+        "[parameters]\ncarry_over_months = 30000",
         "not toml",
         "reporter = 7",
         'reporter_reference = "Ward 7"',
@@ -95,6 +99,8 @@ def test_parameters_and_server_come_from_the_configuration(crmo, tmp_path, monke
         "no such level",
         "no such word",
         "text for a step",
+        "no table",
+        "more than dates hold",
         "no TOML",
         "reporter no text",
         "no reference",
@@ -104,3 +110,20 @@ def test_a_wrong_configuration_is_one_line(crmo, tmp_path, monkeypatch, text):
     monkeypatch.setenv("CRMO_FHIR_CONFIG", str(tmp_path / "c.toml"))
     (tmp_path / "c.toml").write_text(text)
     refused(crmo("run", folder(tmp_path / "s", PATIENT, CONDITION), "-o", tmp_path / "study"), 2, ".toml")
+
+
+def test_one_interval_of_infusions_leaves_the_others_as_they_are(crmo, tmp_path, monkeypatch):
+    monkeypatch.setenv("CRMO_FHIR_CONFIG", str(tmp_path / "c.toml"))
+    (tmp_path / "c.toml").write_text("[parameters.infusion_interval_days]\nadalimumab = 14\n")
+    assert crmo("extract", folder(tmp_path / "s", PATIENT, CONDITION), "-o", tmp_path / "study").code == 0
+    request = json.loads((tmp_path / "study" / "raw" / "manifest.json").read_text())["request"]
+    assert request["infusion_interval_days"] == {"adalimumab": 14, "infliximab": 56}
+
+
+def test_a_cohort_of_another_version_is_built_again(crmo, tmp_path):
+    assert crmo("run", folder(tmp_path / "s", PATIENT, CONDITION), "-o", tmp_path / "study").code == 0
+    path = tmp_path / "study" / "cohort" / "build.json"
+    build = json.loads(path.read_text())
+    del build["reviews"]
+    path.write_text(landing._sealed(build))
+    refused(crmo("measure", tmp_path / "study"), 6, "crmo-fhir build")

@@ -1,7 +1,9 @@
 """Which course an effect belongs to, and what counts (clinical rules §3; the edge cases are named by their ids)."""
 
+from dataclasses import replace
+
 import pytest
-from story import expect, figure, rows_of, tell
+from story import WINDOW, expect, figure, rows_of, tell
 
 ADALIMUMAB = "source|agent|start|end\nMedicationStatement/1|adalimumab|2005-01-01|2006-01-01"
 
@@ -458,3 +460,16 @@ def test_e34_a_follow_up_must_show_what_the_baseline_showed(row, how):
         f"{named}|{'MedicationStatement/1' if how == 'link' else 'none'}",
     )
     assert figure(cohort, "tnfi-mri") == ((1, 1) if row["counts"] == "yes" else (0, 0))
+
+
+def test_e03_e19_a_tnf_inhibitor_without_an_indication_locks_methotrexate_even_where_one_is_asked_for():
+    cohort = tell(
+        replace(WINDOW, require_indication=True),
+        exposure="""
+        source                | agent        | start      | end        | indications
+        MedicationStatement/1 | methotrexate | 2005-01-01 | 2008-01-01 | crmo
+        MedicationStatement/2 | etanercept   | 2006-01-01 | 2008-01-01 | none
+        """,
+        observed="value|date|part_of\nsufficient|2007-01-01|MedicationStatement/1",
+    )
+    assert cohort.tables["assessments"]["reason"].tolist() == ["after the start of a TNF inhibitor"]

@@ -10,6 +10,7 @@ from story import WINDOW, expect, figure, tell
 
 from crmo_fhir.cohort.review import derive_questions, read_answers
 from crmo_fhir.export.worksheet import read_worksheet, write_worksheet
+from crmo_fhir.metrics import compute_analysis
 from crmo_fhir.model.review import Judgement
 
 TNF = "source|agent|start|end\nMedicationStatement/1|adalimumab|2005-01-01|2006-01-01"
@@ -212,3 +213,29 @@ def test_no_text_of_a_record_is_a_formula_in_the_worksheet(name, first):
     read = read_answers([(number, cells)], [question], "study", 1, date(2012, 1, 2))
     assert read.faults == []
     assert [one.agent for one in read.judgements] == [agent]
+
+
+def test_a_review_stays_with_the_piece_of_its_course_that_had_begun_by_its_day():
+    exposure = """
+    source                | agent      | start      | end
+    MedicationStatement/1 | adalimumab | 2005-01-01 | 2005-06-01
+    MedicationStatement/2 | adalimumab | 2005-08-15 | 2006-01-01
+    MedicationStatement/3 | adalimumab | 2006-01-01 | 2006-06-01
+    """
+    given = replace(JUDGED, sources=tuple(f"MedicationStatement/{n}" for n in (1, 2, 3)), judged_on=date(2005, 5, 1))
+    for gap in (90, 60):
+        cohort = tell(replace(REVIEWED, gap_days=gap), reviews=[given], exposure=exposure)
+        assert cohort.tables["courses"]["reviewed"].tolist()[0] == "sufficient"
+
+
+def test_time_to_response_follows_the_source_that_counts():
+    cohort = tell(REVIEWED, reviews=[JUDGED], exposure=TNF)
+    found = {
+        source: next(
+            e.value
+            for e in compute_analysis(cohort.tables, replace(WINDOW, effect_source=source), ()).estimates
+            if (e.analysis, e.group, e.statistic, e.stratum) == ("response", "tnfi", "median", "")
+        )
+        for source in ("judged", "reviewed")
+    }
+    assert found == {"judged": None, "reviewed": 151}

@@ -342,3 +342,44 @@ def test_e16_a_period_that_ends_before_it_starts_is_no_infusion_of_hours(tmp_pat
     found = tables(tmp_path, *CRMO, SEEN, about(kind, "x1", "p1", status="completed", **named[kind]))
     assert found["courses"].empty
     assert "end before start" in found["attrition"]["reason"].tolist()
+
+
+@pytest.mark.parametrize("end", ["9999-12-30", "9999-12", "9999"])
+def test_e17_the_year_9999_is_no_end(tmp_path, end):
+    endless = drug("m1", "p1", status="active", effectivePeriod={"start": "2005-02-01", "end": end})
+    found = tables(tmp_path, *CRMO, SEEN, endless, effect("o1", "p1", "m1", partOf=[]))
+    expect(found["courses"], "end|stop_reason|effect\n|ongoing|sufficient")
+
+
+@pytest.mark.parametrize("days", [-58, 9999999])
+def test_e51_a_supply_that_cannot_be_is_not_known(tmp_path, days):
+    dispense = about(
+        "MedicationDispense",
+        "d1",
+        "p1",
+        status="completed",
+        medicationCodeableConcept=coded("L04AB04"),
+        whenHandedOver="2005-01-01",
+        daysSupply={"value": days, "unit": "d", "system": "http://unitsofmeasure.org", "code": "d"},
+    )
+    expect(tables(tmp_path, *CRMO, SEEN, dispense)["courses"], "start|end\n2005-01-01|2005-01-01")
+
+
+def test_e12_values_and_mr_studies_that_are_none_are_counted(tmp_path):
+    code = {"coding": [{"system": "http://loinc.org", "code": "1988-5"}]}
+    value = {"value": 4, "unit": "mg/L", "system": "http://unitsofmeasure.org", "code": "mg/L"}
+    lab = about("Observation", "l1", "p1", status="entered-in-error", code=code, valueQuantity=value)
+    scan = about(
+        "ImagingStudy",
+        "i1",
+        "p1",
+        status="cancelled",
+        started="2005-01-01",
+        modality=[{"system": "http://dicom.nema.org/resources/ontology/DCM", "code": "MR"}],
+    )
+    found = tables(tmp_path, *CRMO, SEEN, {**lab, "effectiveDateTime": "2005-01-01"}, scan)
+    told = {(row.step, row.reason, row.dropped) for row in found["attrition"].itertuples()}
+    assert {
+        ("records: Observation", "status entered-in-error", 1),
+        ("records: ImagingStudy", "status cancelled", 1),
+    } <= told

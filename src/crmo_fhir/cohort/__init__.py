@@ -101,8 +101,14 @@ def derive_cohort(
     }
     limits = {c.person: _censored(c, data_lock, last_contact[c.person]) for c in children}
     imaging, refused = _seen(facts["imaging"], "imaging", by_person, person_of, as_of)
-    imaging = {person: [row for row in rows if _is_study(row)] for person, rows in imaging.items()}
     listed += refused
+    listed += [
+        _refused(row["imaging"], row, f"status {row['status']}")
+        for rows in imaging.values()
+        for row in rows
+        if not _is_study(row)
+    ]
+    imaging = {person: [row for row in rows if _is_study(row)] for person, rows in imaging.items()}
     readings, refused = _seen(facts["observed"], "assessment", by_person, person_of, as_of)
     listed += refused
     observed = {}
@@ -111,6 +117,12 @@ def derive_cohort(
         listed += refused
     scores, refused = _seen(facts["lab"], "lab", by_person, person_of, as_of)
     listed += refused
+    listed += [
+        _refused(row["lab"], row, f"status {row['status']}")
+        for rows in scores.values()
+        for row in rows
+        if row["status"] in NO_VALUE
+    ]
     told = Told(
         children=by_person,
         person_of=person_of,
@@ -145,10 +157,7 @@ def derive_cohort(
         for c in children
     ]
     labs = [
-        {**row, "patient": person}
-        for person, rows in scores.items()
-        for row in rows
-        if row["status"] not in {"entered-in-error", "cancelled"}
+        {**row, "patient": person} for person, rows in scores.items() for row in rows if row["status"] not in NO_VALUE
     ]
     tables = {
         "patients": PATIENTS.frame(patients),
@@ -254,6 +263,7 @@ def _refused(source: str, row: Row, reason: str) -> Row:
     return {"source": source, "resource_type": type_of(source), "patient": row["patient"], "reason": reason}
 
 
+NO_VALUE = {"entered-in-error", "cancelled"}
 NO_STUDY = {"entered-in-error", "cancelled", "registered", "not-done"}
 NO_REPORT = {"preliminary", "partial"}
 

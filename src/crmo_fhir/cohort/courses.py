@@ -39,6 +39,8 @@ ESCALATIONS = frozenset(
 """Classes whose later start ends the attribution window of an earlier course (clinical rules §3)."""
 
 FOREVER = date.max
+NO_INDICATION = "indication not recorded"
+"""Why a course without a recorded indication is out of the figures, where the study asks for one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +185,7 @@ def _first_day(start: PartialDate, child: Child, parameters: Parameters) -> date
 
 
 def _end(row: Row, start: date, end: PartialDate | None, child: Child, parameters: Parameters) -> date | None:
-    if end is not None:
+    if end is not None and end.high.year < FOREVER.year:  # the year 9999 is how some systems say that there is no end
         day = end.at(parameters.partial_dates)
         if child.death and end.low <= child.death.high <= end.high:
             day = min(day, child.death.high)
@@ -359,7 +361,7 @@ def _describe(course: Course, child: Child, events: list[Row], censored: date, p
     if course.indication == "other":
         course.left_out = "other disease"
     elif course.indication == "missing" and parameters.require_indication:
-        course.left_out = "indication not recorded"
+        course.left_out = NO_INDICATION
     elif (child.diagnosis.point - course.start).days > parameters.prevalent_days:
         course.left_out = "begun before the diagnosis"
     elif course.start < child.diagnosis.point:

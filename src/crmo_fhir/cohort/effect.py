@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
 
-from crmo_fhir.cohort.courses import ESCALATIONS, FOREVER, Course
+from crmo_fhir.cohort.courses import ESCALATIONS, FOREVER, NO_INDICATION, Course
 from crmo_fhir.cohort.criteria import Row, partial
 from crmo_fhir.fhir.dates import PartialDate
 from crmo_fhir.model.parameters import EFFECT_SOURCES, Parameters
@@ -189,7 +189,8 @@ def _linked(row: Row, courses: list[Course], day: date | None) -> tuple[Course |
 def is_locked(course: Course, courses: list[Course], day: date | None) -> bool:
     """Whether methotrexate would be credited with what was seen after the start of a TNF-α inhibitor (edge case E03)."""
     return course.drug_class == "MTX" and any(
-        c.drug_class == "TNF" and c.left_out is None and (day is None or c.start < day) for c in courses
+        c.drug_class == "TNF" and c.left_out in (None, NO_INDICATION) and (day is None or c.start < day)
+        for c in courses
     )
 
 

@@ -345,7 +345,7 @@ def attribute_reviews(
 
 
 def _match(judgement: Judgement, courses: Iterable[Course]) -> Course | None:
-    """The course a judgement is of: of several, the one that shares most, then the one begun on the same day."""
+    """The course a judgement is of: of several, one begun by its day, that shares most, then the one begun on the same day."""
 
     def shared(course: Course) -> int:
         return len({e.source for e in course.members} & set(judgement.sources))
@@ -356,4 +356,8 @@ def _match(judgement: Judgement, courses: Iterable[Course]) -> Course | None:
         if (c.drug_class, c.agent) == (judgement.drug_class, judgement.agent)
         and (shared(c) or c.start == judgement.start)
     ]
-    return max(own, key=lambda c: (shared(c), c.start == judgement.start, c.start), default=None)
+    return max(
+        own,
+        key=lambda c: (c.start <= judgement.judged_on, shared(c), c.start == judgement.start, c.start),
+        default=None,
+    )

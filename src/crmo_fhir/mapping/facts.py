@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 VERIFICATIONS = {"confirmed", "unconfirmed", "provisional", "differential", "refuted", "entered-in-error"}
+MOST_SUPPLY_DAYS = 3660
+"""A supply beyond ten years, or below none, is a slip of the pen, and not known."""
 DRUG_TYPES = ("MedicationStatement", "MedicationRequest", "MedicationDispense", "MedicationAdministration", "Procedure")
 VIEW_OF = {
     "MedicationStatement": "medication_statement",
@@ -504,7 +506,8 @@ def _supply_days(row: Row) -> float | None:
     if row.get("supply_days") is None:
         return None
     factor = {"wk": 7, "mo": 30, "a": 365, "h": 1 / 24}.get(row["supply_unit"] or "d", 1)
-    return float(row["supply_days"]) * factor
+    days = float(row["supply_days"]) * factor
+    return days if 0 <= days <= MOST_SUPPLY_DAYS else None
 
 
 def _indications(reader: _Reader, row: Row, diseases: Mapping[str, set[str]]) -> list[str]:

@@ -71,14 +71,14 @@ def compute_analysis(
     units = derive_headlines(patients, courses, parameters)
     estimates = (
         *compute_comparison(units, parameters),
-        *compute_survival(classes, patients, rows["assessments"]),
+        *compute_survival(classes, patients, rows["assessments"], parameters),
         *compute_switches(classes["tnfi"]),
         *compute_agreement(classes),
         *compute_sensitivity(units, patients, courses, varied, parameters),
         *compute_readings(classes["tnfi"]),
         *compute_mentioned(patients, courses, rows["labs"]),
     )
-    return Analysis(estimates, derive_timelines(rows), derive_trends(rows))
+    return Analysis(estimates, derive_timelines(rows, parameters), derive_trends(rows))
 
 
 def _scalars(tables: "Mapping[str, pd.DataFrame]", name: str) -> list[Row]:

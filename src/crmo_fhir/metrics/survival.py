@@ -10,6 +10,7 @@ from datetime import date
 
 from crmo_fhir.metrics.response import Row, agent_of
 from crmo_fhir.metrics.statistics import Interval, Point, aalen_johansen, kaplan_meier, median_time
+from crmo_fhir.model.parameters import EFFECT_SOURCES, Parameters
 from crmo_fhir.model.results import Estimate
 
 HALF_YEAR = 18262
@@ -27,7 +28,10 @@ _RULES = {
 
 
 def compute_survival(
-    classes: Mapping[str, Sequence[Row]], patients: Sequence[Row], assessments: Sequence[Row]
+    classes: Mapping[str, Sequence[Row]],
+    patients: Sequence[Row],
+    assessments: Sequence[Row],
+    parameters: Parameters,
 ) -> list[Estimate]:
     """Curves of retention (`survival`), of stops by cause (`incidence`) and of response, each with its median where it has one.
 
@@ -35,7 +39,7 @@ def compute_survival(
     are at risk just before.
     """
     last = {p["person"]: p["censored"] for p in patients}
-    first = _first_sufficient(assessments)
+    first = _first_sufficient(assessments, EFFECT_SOURCES[parameters.effect_source])
     rows: list[Estimate] = []
     for group, courses in classes.items():
         by_agent: dict[str, list[Row]] = defaultdict(list)
@@ -72,10 +76,10 @@ def _days(course: Row, censored: date) -> int:
     return days if course["stop_reason"] != "ongoing" else min(days, max((censored - course["start"]).days, 0))
 
 
-def _first_sufficient(assessments: Sequence[Row]) -> dict[str, date]:
+def _first_sufficient(assessments: Sequence[Row], origins: Sequence[str]) -> dict[str, date]:
     found: dict[str, date] = {}
     for row in assessments:
-        answer = row["origin"] == "judged" and row["value"] == "sufficient"
+        answer = row["origin"] in origins and row["value"] == "sufficient"
         if answer and row["course"] is not None and row["date"] is not None:
             found[row["course"]] = min(found.get(row["course"], row["date"]), row["date"])
     return found

@@ -9,13 +9,14 @@ from datetime import date
 
 from crmo_fhir.fhir.dates import PartialDate
 from crmo_fhir.metrics.response import Row
+from crmo_fhir.model.parameters import EFFECT_SOURCES, Parameters
 from crmo_fhir.model.results import Bar, Timeline, Trend
 
 
-def derive_timelines(tables: Mapping[str, Sequence[Row]]) -> tuple[Timeline, ...]:
+def derive_timelines(tables: Mapping[str, Sequence[Row]], parameters: Parameters) -> tuple[Timeline, ...]:
     """One timeline a child, in order of the date of diagnosis; courses for another disease are not on it.
 
-    `tables` are the rows of those of STUDY/cohort. Days are since the diagnosis. `marks` are judged effects (`clinical`, `mri`) and MR studies (`imaging`: whole-body or
+    `tables` are the rows of those of STUDY/cohort. Days are since the diagnosis. `marks` are the effects that the study counts (`clinical`, `mri`) and MR studies (`imaging`: whole-body or
     regional), those without a date left out.
     """
     bars, marks = defaultdict(list), defaultdict(list)
@@ -37,7 +38,7 @@ def derive_timelines(tables: Mapping[str, Sequence[Row]]) -> tuple[Timeline, ...
             )
         )
     for row in tables["assessments"]:
-        if row["date"] is not None and row["origin"] == "judged":
+        if row["date"] is not None and row["origin"] in EFFECT_SOURCES[parameters.effect_source]:
             marks[row["person"]].append((_since(begin[row["person"]], row["date"]), row["kind"], row["value"]))
     for row in tables["imaging"]:
         if row["date_low"] is not None:
