@@ -88,7 +88,10 @@ RAW = (
     *("raw/ledger.csv", "raw/origins.ndjson"),
 )
 BUILT = (
-    *(f"cohort/{name}.parquet" for name in ("assessments", "courses", "foci", "imaging", "labs", "patients")),
+    *(
+        f"cohort/{name}.parquet"
+        for name in ("assessments", "courses", "foci", "imaging", "labs", "patients", "reports")
+    ),
     *("cohort/attrition.csv", "cohort/unmapped.csv", "cohort/sensitivity.csv"),
 )
 

@@ -5,10 +5,13 @@ figures in the table beside it. The same input gives the same bytes.
 """
 
 import io
+import os
 import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from math import ceil
 from typing import Any
 
@@ -27,6 +30,22 @@ DASHES: tuple[Any, ...] = (
 )
 CHARACTER = 0.072
 """Inches that one character of a label takes at most, on average."""
+
+
+@cache
+def load() -> None:
+    """Load matplotlib so that it leaves nothing in the user's home: what it keeps for itself is gone when it is loaded."""
+    before = os.environ.get("MPLCONFIGDIR")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["MPLCONFIGDIR"] = folder
+        try:
+            import matplotlib.figure
+            import matplotlib.font_manager  # noqa: F401 - it looks for fonts and writes down which there are
+        finally:
+            if before is None:
+                del os.environ["MPLCONFIGDIR"]
+            else:
+                os.environ["MPLCONFIGDIR"] = before
 
 
 @contextmanager

@@ -173,6 +173,7 @@ def _chart(
     name: str, title: str, description: str, caption: str, draw: Draw, grid: Grid | None = None, heading: str = ""
 ) -> Chart:
     """Draw a chart; its SVG is escaped where it was made."""
+    charts.load()
     return Chart(name, Markup(readable(draw(name, title, description))), caption, grid, heading)  # noqa: S704
 
 
