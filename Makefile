@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
-APART := tests/unit tests/spec tests/property tests/oracle tests/sql_on_fhir tests/functional
+APART := tests/promises tests/unit tests/spec tests/property tests/oracle tests/sql_on_fhir tests/functional
 
 .PHONY: demo test check lint lock promises schedules kill-everywhere releases bench-extract bench-bulk bench-disclosure bench-reports bench-metrics clean
 
@@ -13,7 +13,7 @@ demo: $(INSTALLED) ## the main job on the bundled cohort
 
 test: check ## everything that must hold
 
-check: lint ## ruff, mypy, import contracts, tests: those without a server two at a time
+check: lint ## ruff, mypy, import contracts, tests: those that need no real server two at a time
 	$(BIN)/pytest -n 2 $(APART)
 	$(BIN)/pytest $(foreach one,$(APART),--ignore=$(one))
 
