@@ -34,11 +34,17 @@ def main() -> None:
         cohorts.write(cohorts.generated(1, 2 * children), records)
         pipeline.extract(str(records), study, Parameters())
         form = pipeline.Form(individual=True)
-        account = {"published": None, "reporter": "Bench", "form": asdict(form), "program": __version__}
+        account = {
+            "published": None,
+            "reporter": {"name": "Bench", "reference": None},
+            "form": asdict(form),
+            "program": __version__,
+        }
         raw, artifacts = landing.open_raw(study), Artifacts.load(None)
-        pipeline._figures(study, raw, artifacts, account)  # imports and compiles
+        cohort = landing.open_cohort(study, raw)
+        pipeline._figures(study, raw, cohort, artifacts, account)  # imports and compiles
         begun = time.perf_counter()
-        measured, files = pipeline._figures(study, raw, artifacts, account)
+        measured, files = pipeline._figures(study, raw, cohort, artifacts, account)
         built = time.perf_counter()
         checked = pipeline._check(raw, files)
         ended = time.perf_counter()
