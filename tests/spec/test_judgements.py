@@ -239,3 +239,10 @@ def test_time_to_response_follows_the_source_that_counts():
         for source in ("judged", "reviewed")
     }
     assert found == {"judged": None, "reviewed": 151}
+
+
+def test_a_review_of_a_child_that_is_no_longer_in_the_cohort_is_on_no_timeline():
+    cohort = tell(REVIEWED, reviews=[replace(JUDGED, person="Patient/gone")], exposure=TNF)
+    assert cohort.tables["assessments"]["attribution"].tolist() == ["unattributed"]
+    (timeline,) = compute_analysis(cohort.tables, REVIEWED, ()).timelines
+    assert timeline.marks == ()

@@ -38,6 +38,8 @@ def derive_timelines(tables: Mapping[str, Sequence[Row]], parameters: Parameters
             )
         )
     for row in tables["assessments"]:
+        if row["person"] not in begin:  # a review of a child whose records have changed since, listed as unattributed
+            continue
         if row["date"] is not None and row["origin"] in EFFECT_SOURCES[parameters.effect_source]:
             marks[row["person"]].append((_since(begin[row["person"]], row["date"]), row["kind"], row["value"]))
     for row in tables["imaging"]:
