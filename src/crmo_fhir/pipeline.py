@@ -721,11 +721,7 @@ def _verified(study: Path, artifacts: "Artifacts", *, accept_partial: bool = Fal
     files = {name: (study / name).read_text(encoding="utf-8") for name in account["files"]}
     checked = _check(raw, files)
     measured, again = _figures(study, raw, built, artifacts, account)
-    for name in sorted(files):
-        if files[name] != again.get(name):
-            raise IntegrityError(
-                f"{study / name}: is not what this program makes of the cohort; run 'crmo-fhir measure {study}' again"
-            )
+    _refuse_other_bytes(study, files, again, f"makes of the cohort; run 'crmo-fhir measure {study}' again")
     return Verified(raw, measured, account, checked)
 
 
@@ -749,12 +745,15 @@ def _verify_release(study: Path, verified: Verified, artifacts: "Artifacts") -> 
     study_then = replace(verified.measured.study, reporter=reporter)
     figures = Measured(read_results(receipts[0]["released"]), _released_study(study_then, disclosure))
     again = _texts(figures, artifacts, account["published"], Form(**account["form"]))
+    _refuse_other_bytes(folder, files, again, f"releases of the figures; run 'crmo-fhir release {study}' again")
+    return checked
+
+
+def _refuse_other_bytes(folder: Path, files: Mapping[str, str], again: Mapping[str, str], what: str) -> None:
+    """Raise IntegrityError for the first file that is other than when it is made again."""
     for name in sorted(files):
         if files[name] != again.get(name):
-            raise IntegrityError(
-                f"{folder / name}: is not what this program releases of the figures; run 'crmo-fhir release {study}' again"
-            )
-    return checked
+            raise IntegrityError(f"{folder / name}: is not what this program {what}")
 
 
 def _figures(

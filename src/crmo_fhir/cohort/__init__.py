@@ -1,7 +1,7 @@
 """From facts to the cohort: criteria and attrition, foci, courses and lines, effect (clinical rules §2–§4)."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING
@@ -100,29 +100,16 @@ def derive_cohort(
         for c in children
     }
     limits = {c.person: _censored(c, data_lock, last_contact[c.person]) for c in children}
-    imaging, refused = _seen(facts["imaging"], "imaging", by_person, person_of, as_of)
+    imaging, refused = _seen(facts["imaging"], "imaging", by_person, person_of, as_of, _is_study)
     listed += refused
-    listed += [
-        _refused(row["imaging"], row, f"status {row['status']}")
-        for rows in imaging.values()
-        for row in rows
-        if not _is_study(row)
-    ]
-    imaging = {person: [row for row in rows if _is_study(row)] for person, rows in imaging.items()}
     readings, refused = _seen(facts["observed"], "assessment", by_person, person_of, as_of)
     listed += refused
     observed = {}
     for person, rows in readings.items():
         observed[person], refused = filter_observed(rows)
         listed += refused
-    scores, refused = _seen(facts["lab"], "lab", by_person, person_of, as_of)
+    scores, refused = _seen(facts["lab"], "lab", by_person, person_of, as_of, _is_value)
     listed += refused
-    listed += [
-        _refused(row["lab"], row, f"status {row['status']}")
-        for rows in scores.values()
-        for row in rows
-        if row["status"] in NO_VALUE
-    ]
     told = Told(
         children=by_person,
         person_of=person_of,
@@ -156,9 +143,7 @@ def derive_cohort(
         }
         for c in children
     ]
-    labs = [
-        {**row, "patient": person} for person, rows in scores.items() for row in rows if row["status"] not in NO_VALUE
-    ]
+    labs = [{**row, "patient": person} for person, rows in scores.items() for row in rows]
     tables = {
         "patients": PATIENTS.frame(patients),
         "foci": FOCI.frame(foci),
@@ -245,15 +230,22 @@ def _contacts(
 
 
 def _seen(
-    frame: "pd.DataFrame", key: str, by_person: Mapping[str, Child], person_of: Mapping[str, str], as_of: date
+    frame: "pd.DataFrame",
+    key: str,
+    by_person: Mapping[str, Child],
+    person_of: Mapping[str, str],
+    as_of: date,
+    stands: Callable[[Row], bool] = lambda _: True,
 ) -> tuple[dict[str, list[Row]], list[Row]]:
-    """What was seen in each child, and the records that cannot be: before birth, after death, in the future."""
+    """What was seen in each child, and what was not: before birth, after death, in the future, or by a status that `stands` not."""
     kept: dict[str, list[Row]] = defaultdict(list)
     refused = []
     for person, rows in _by_person(frame, person_of).items():
         for row in rows:
             if reason := compute_contradiction(partial(row, "date"), by_person[person], as_of):
                 refused.append(_refused(row[key], row, reason))
+            elif not stands(row):
+                refused.append(_refused(row[key], row, f"status {row['status']}"))
             else:
                 kept[person].append(row)
     return kept, refused
@@ -266,6 +258,11 @@ def _refused(source: str, row: Row, reason: str) -> Row:
 NO_VALUE = {"entered-in-error", "cancelled"}
 NO_STUDY = {"entered-in-error", "cancelled", "registered", "not-done"}
 NO_REPORT = {"preliminary", "partial"}
+
+
+def _is_value(row: Row) -> bool:
+    """Whether a laboratory value or score was not withdrawn."""
+    return row["status"] not in NO_VALUE
 
 
 def _is_study(row: Row) -> bool:

@@ -11,10 +11,10 @@ from datetime import date, timedelta
 from itertools import pairwise
 from typing import Any
 
-from crmo_fhir.cohort.criteria import Child, Row, partial
+from crmo_fhir.cohort.criteria import Child, Row, compute_contradiction, partial
 from crmo_fhir.fhir.dates import PartialDate, add_months
 from crmo_fhir.model.parameters import Parameters
-from crmo_fhir.model.tables import REASONS, RUNGS
+from crmo_fhir.model.tables import REASONS, RUNGS, type_of
 
 ESCALATIONS = frozenset(
     {
@@ -158,7 +158,7 @@ def filter_exposures(
 
 
 def _named(row: Row) -> Row:
-    return {"source": row["source"], "resource_type": row["source"].rsplit("/", 2)[-2], "patient": row["patient"]}
+    return {"source": row["source"], "resource_type": type_of(row["source"]), "patient": row["patient"]}
 
 
 def _contradiction(start: PartialDate | None, end: PartialDate | None, child: Child, as_of: date) -> str | None:
@@ -166,13 +166,8 @@ def _contradiction(start: PartialDate | None, end: PartialDate | None, child: Ch
         return "no start date"
     if end is not None and end.high < start.low:
         return "end before start"
-    if child.birth is not None and start.high < child.birth.low:
-        return "start before birth"
-    if start.low > as_of:
-        return "start in the future"
-    if child.death is not None and start.low > child.death.high:
-        return "start after death"
-    return None
+    reason = compute_contradiction(start, child, as_of)
+    return reason and f"start {reason}"
 
 
 def _first_day(start: PartialDate, child: Child, parameters: Parameters) -> date:
@@ -390,7 +385,7 @@ def _undetermined(course: Course, child: Child, censored: date, parameters: Para
     final = max(course.members, key=lambda e: (e.last, e.began))
     last = final.ended if final.ended and course.end == final.end else None
     end_low, end_high = (last.low, last.high) if last else (course.end or censored, course.end or censored)
-    needed = parameters.min_exposure_nsaid_days if course.drug_class == "NSAID" else parameters.min_exposure_days
+    needed = parameters.min_exposure(course.drug_class)
     tests = {
         "begun before the diagnosis": (
             (child.diagnosis.low - first.high).days > parameters.prevalent_days,

@@ -14,6 +14,7 @@ from crmo_fhir.cohort.courses import ESCALATIONS, FOREVER, NO_INDICATION, Course
 from crmo_fhir.cohort.criteria import Row, partial
 from crmo_fhir.fhir.dates import PartialDate
 from crmo_fhir.model.parameters import EFFECT_SOURCES, Parameters
+from crmo_fhir.model.tables import FAILURES
 
 NO_READING = {
     "clinical": {"entered-in-error", "cancelled", "registered"},
@@ -370,6 +371,4 @@ def _not_evaluable(course: Course, clinical: Attributed | None, parameters: Para
 
 def _is_exposed(course: Course, parameters: Parameters) -> bool:
     """Whether a course was long enough to be judged, or failed before it was (edge case E24)."""
-    failed = course.stop_reason in {"inefficacy", "adverse_event", "both"}
-    needed = parameters.min_exposure_nsaid_days if course.drug_class == "NSAID" else parameters.min_exposure_days
-    return failed or course.exposure_days >= needed
+    return course.stop_reason in FAILURES or course.exposure_days >= parameters.min_exposure(course.drug_class)

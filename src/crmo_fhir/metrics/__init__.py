@@ -7,7 +7,7 @@ from crmo_fhir.metrics.comparison import compute_agreement, compute_comparison
 from crmo_fhir.metrics.describe import compute_cohort, compute_foci, compute_lines
 from crmo_fhir.metrics.members import compute_members
 from crmo_fhir.metrics.response import Courses, Row, compute_courses, compute_patients, days_of, derive_headlines
-from crmo_fhir.metrics.sensitivity import HEADLINES, compute_counts, compute_sensitivity
+from crmo_fhir.metrics.sensitivity import compute_counts, compute_sensitivity
 from crmo_fhir.metrics.survival import compute_survival
 from crmo_fhir.metrics.switches import compute_mentioned, compute_readings, compute_switches
 from crmo_fhir.metrics.timelines import derive_timelines, derive_trends
@@ -51,10 +51,11 @@ def compute_headlines(
 
     0/0 throughout where nothing of the source of the effect is recorded: whoever was not asked has not answered no.
     """
+    counts = compute_counts(derive_headlines(patients, Courses.of(courses), parameters))
     origins = EFFECT_SOURCES[parameters.effect_source]
     if courses and not any(c[one] or c.get(f"mri_{one}") for c in courses for one in origins):
-        return dict.fromkeys(HEADLINES, (0, 0))
-    return compute_counts(derive_headlines(patients, Courses.of(courses), parameters))
+        return dict.fromkeys(counts, (0, 0))
+    return counts
 
 
 def compute_analysis(

@@ -8,7 +8,6 @@ from crmo_fhir.metrics.statistics import INTERVALS
 from crmo_fhir.model.parameters import Parameters
 from crmo_fhir.model.results import Estimate
 
-HEADLINES = ("nsaid-clinical", "mtx-clinical", "tnfi-clinical", "mtx-mri", "tnfi-mri")
 _AS_USED = "the rules as used"
 _UNJUDGED = {"worst": "whoever nobody judged counted as no effect", "best": "whoever nobody judged counted as effect"}
 
@@ -16,8 +15,8 @@ _UNJUDGED = {"worst": "whoever nobody judged counted as no effect", "best": "who
 def compute_counts(units: Mapping[str, Sequence[Unit]]) -> dict[str, tuple[int, int]]:
     """Numerator and denominator of each headline group."""
     return {
-        group: (sum(u.effect is True for u in units[group]), sum(u.effect is not None for u in units[group]))
-        for group in HEADLINES
+        group: (sum(u.effect is True for u in own), sum(u.effect is not None for u in own))
+        for group, own in units.items()
     }
 
 
@@ -41,7 +40,7 @@ def compute_sensitivity(
         return Estimate("sensitivity", group, "proportion", stratum, None, n, total, value, low, high, method, note)
 
     used = compute_counts(units)
-    unjudged = {group: sum(u.effect is None for u in units[group]) for group in HEADLINES}
+    unjudged = {group: sum(u.effect is None for u in own) for group, own in units.items()}
     treated = derive_children("NSAID", patients, courses, parameters)
     for group, (n, total) in used.items():
         yield row(group, "", n, total, _AS_USED)

@@ -12,10 +12,10 @@ from crmo_fhir.metrics.response import Row, agent_of
 from crmo_fhir.metrics.statistics import Interval, Point, aalen_johansen, kaplan_meier, median_time
 from crmo_fhir.model.parameters import EFFECT_SOURCES, Parameters
 from crmo_fhir.model.results import Estimate
+from crmo_fhir.model.tables import FAILURES
 
 HALF_YEAR = 18262
 """Hundredths of a day: the marks of the numbers at risk."""
-FAILURES = frozenset({"inefficacy", "adverse_event", "both"})
 _FAILURE, _REMISSION = 1, 2
 _KAPLAN_MEIER = "Kaplan-Meier, log-log interval"
 _AALEN_JOHANSEN = "Aalen-Johansen, log-log interval"

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from crmo_fhir.metrics.response import Courses, Row
-from crmo_fhir.metrics.survival import FAILURES
 from crmo_fhir.model.results import Estimate
+from crmo_fhir.model.tables import FAILURES
 
 ONGOING, STOPPED = "ongoing", "stopped"
 

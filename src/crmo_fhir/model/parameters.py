@@ -75,6 +75,10 @@ class Parameters:
     bootstrap_samples: int = 2000
     """Samples of children for the bootstrap intervals; the seed is fixed."""
 
+    def min_exposure(self, drug_class: str) -> int:
+        """The days that a course of this class needs to be judged (edge case E24)."""
+        return self.min_exposure_nsaid_days if drug_class == "NSAID" else self.min_exposure_days
+
 
 EFFECT_SOURCES: dict[str, tuple[str, ...]] = {
     "judged": ("judged",),

@@ -140,6 +140,8 @@ RUNGS = ("administration", "dispense", "statement", "order")
 EFFECTS = ("sufficient", "insufficient", "regression", "no-regression", "not-evaluable")
 UNSPECIFIED = "-unspecified"
 """The end of the name of an agent of which only the class is known (`tnf-unspecified`)."""
+FAILURES = frozenset({"inefficacy", "adverse_event", "both"})
+"""Classes of a course's stop reason that say that the treatment failed (`both`: inefficacy and an adverse event)."""
 REASONS = ("inefficacy", "adverse_event", "remission", "patient_choice", "other")
 
 PATIENT = Table(
