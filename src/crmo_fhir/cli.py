@@ -279,6 +279,9 @@ def _parameters(options: dict[str, Any]) -> Parameters:
             raise UsageError(
                 f"crmo-fhir.toml: [parameters] {name} holds numbers that are not below 0, each by its name"
             )
+        if name == "pedcno_zero_steps" and (strange := sorted(set(value) - set(defaults.pedcno_zero_steps))):
+            items = ", ".join(defaults.pedcno_zero_steps)
+            raise UsageError(f"crmo-fhir.toml: [parameters] {name} knows no '{strange[0]}'; its items are {items}")
         if name in CHOICES and value not in CHOICES[name]:
             allowed = ", ".join(str(choice) for choice in CHOICES[name])
             raise UsageError(f"crmo-fhir.toml: [parameters] {name} takes one of {allowed}")

@@ -612,7 +612,7 @@ def _vary(cohort: "Cohort", parameters: Parameters) -> "pd.DataFrame":
 
     patients, rows = rows_of(cohort.tables["patients"]), []
     for name, values in SENSITIVITY.items():
-        for value in values:
+        for value in (getattr(Parameters(), name), *values):
             if value != getattr(parameters, name):
                 changed: dict[str, Any] = {name: value}
                 variant = replace(parameters, **changed)

@@ -26,7 +26,7 @@ EXPANDED_BY_HAND = ("crmo",)
 MODEL_INFO = "info.cqframework:model:3.26.0"
 SYSTEM_MODEL = "org/hl7/elm/r1/system-modelinfo.xml"
 BASE = "https://crmo-fhir.org"
-VERSION = "0.3.0"
+VERSION = "0.4.0"
 """Of Measure, Library and CQL: raise it in the CQL too whenever a definition changes."""
 DESCRIPTION = (
     "Treatment-effect table of children with chronic recurrent multifocal osteomyelitis (CRMO/CNO): sufficient clinical "

@@ -132,6 +132,7 @@ class Course:
     end: date | None
     records: list[Exposure]
     out: bool = False
+    other: bool = False  # for another disease alone
     line: int = 0
     clinical: list[tuple[date, str]] = field(default_factory=list)
     mri: list[tuple[date, str]] = field(default_factory=list)
@@ -220,6 +221,8 @@ def courses_of(child: Child, orders_count: bool, reading: Reading) -> list[Cours
             end = end and max(start, end)
         if end is not None and end < start:
             continue
+        if end is not None and child.died and end > child.died:
+            end = None  # observed to the death
         if child.birth and start < child.birth.low:
             continue
         if start > date(2026, 1, 1) or (end and end > date(2026, 12, 31)):
@@ -262,7 +265,8 @@ def courses_of(child: Child, orders_count: bool, reading: Reading) -> list[Cours
     for course in courses:
         given_for = set().union(*(r.indications for r in course.records))
         prevalent = (diagnosis.at(reading.partial) - course.start).days > 90
-        course.out = given_for == {"other"} or prevalent
+        course.other = given_for == {"other"}
+        course.out = course.other or prevalent
     courses.sort(key=lambda c: (c.start, c.agent))
     tnf = [c for c in courses if c.drug_class == "TNF" and not c.out]
     for number, later in enumerate(tnf):
@@ -366,7 +370,7 @@ def attribute(child: Child, courses: list[Course], reading: Reading) -> None:
     def blocked(course: Course, day: date) -> bool:
         if course.drug_class != "MTX":
             return False
-        starts = [c.start for c in courses if c.drug_class == "TNF" and not c.out]  # before MTX too
+        starts = [c.start for c in courses if c.drug_class == "TNF" and not c.other]  # before MTX and diagnosis too
         return any(day > s or (day == s and not reading.escalation_day_counts) for s in starts)
 
     known = {r.name for r in child.exposures}

@@ -1,6 +1,7 @@
 """Courses and lines (clinical rules §2; the edge cases are named by their ids)."""
 
-from datetime import date
+from dataclasses import replace
+from datetime import date, timedelta
 
 import pytest
 from story import WINDOW, expect, figure, tell
@@ -297,7 +298,6 @@ def test_e19_a_drug_for_another_disease_only_is_out(indications, indication, lef
 
 
 def test_e19_whether_a_missing_indication_counts_is_a_parameter():
-    from dataclasses import replace
 
     story = (
         "agent|start|end|indications\nmethotrexate|2005-01-01|2006-01-01|none\nadalimumab|2005-01-01|2006-01-01|crmo"
@@ -418,7 +418,6 @@ def test_e04_dispenses_run_for_their_days_of_supply():
 
 
 def test_thresholds_are_parameters():
-    from dataclasses import replace
 
     story = "agent|start|end\ninfliximab|2005-01-01|2005-06-30\ninfliximab|2005-08-15|2006-06-30"
     assert len(tell(exposure=story).tables["courses"]) == 1
@@ -540,8 +539,42 @@ def test_e15_a_partial_date_of_diagnosis_leaves_open_what_began_before_it():
     assert course["flags"] == ["undetermined by partial dates: begun before the diagnosis"]
 
 
+@pytest.mark.parametrize(
+    ("start", "seen", "flags"),
+    [
+        ("2005-03", "2005-03-20", ["partial date", "undetermined by partial dates: clinical effect"]),
+        ("2005-03", "2005-04-20", ["partial date"]),
+        ("2005-03-10", "2005-03-20", []),
+    ],
+)
+def test_e15_an_answer_that_hangs_on_a_partial_date_is_flagged(start, seen, flags):
+    (course,) = (
+        tell(
+            exposure=f"agent|start|end\nadalimumab|{start}|2006-01-01",
+            observed=f"value|date\nsufficient|{seen}",
+        )
+        .tables["courses"]
+        .to_dict("records")
+    )
+    assert (course["effect"], course["flags"]) == ("sufficient", flags)
+
+
+@pytest.mark.parametrize(("baseline", "flagged"), [("2004-07", True), ("2004-08", False)])
+def test_e15_an_mri_change_that_hangs_on_the_day_of_a_study_is_flagged(baseline, flagged):
+    (course,) = (
+        tell(
+            exposure="agent|start|end\nadalimumab|2005-01-10|2006-01-01",
+            imaging=f"date\n{baseline}\n2005-06-01",
+            observed="kind|value|date\nmri|regression|2005-06-01",
+        )
+        .tables["courses"]
+        .to_dict("records")
+    )
+    assert course["mri"] == "regression"
+    assert ("undetermined by partial dates: MRI change" in course["flags"]) == flagged
+
+
 def test_e15_a_gap_that_partial_dates_leave_open_is_flagged_and_the_ends_are_a_sensitivity():
-    from dataclasses import replace
 
     story = "agent|start|end\ninfliximab|2005-01-01|2005-06\ninfliximab|2005-09-10|2006-06-30"
     (course,) = tell(exposure=story).tables["courses"].to_dict("records")
@@ -554,7 +587,6 @@ def test_e15_a_gap_that_partial_dates_leave_open_is_flagged_and_the_ends_are_a_s
 
 
 def test_e17_e43_a_child_is_observed_to_the_first_of_death_last_contact_and_data_lock():
-    from dataclasses import replace
 
     story = {
         "patient": "patient|death\nPatient/A|2006-01-01\nPatient/B|\nPatient/C|",
@@ -579,6 +611,76 @@ def test_e17_e43_a_child_is_observed_to_the_first_of_death_last_contact_and_data
         """,
     )
     assert cohort.tables["courses"]["exposure_days"].tolist() == [334, 730, 1826]
+
+
+def test_e17_nothing_after_the_data_lock_counts():
+    cohort = tell(
+        replace(WINDOW, data_lock=date(2007, 12, 31)),
+        patient="patient\nPatient/A\nPatient/B",
+        condition="patient|date\nPatient/A|2004-12-01\nPatient/B|2008-03-01",
+        exposure="""
+        patient   | agent      | start      | end        | stop_reasons | reason
+        Patient/A | naproxen   | 2005-01-01 | 2006-01-01 | inefficacy   | 2006-02-01
+        Patient/A | adalimumab | 2007-01-01 | 2009-01-01 | inefficacy   |
+        Patient/A | infliximab | 2008-02-01 | 2009-01-01 |              |
+        """,
+        observed="""
+        value        | date
+        sufficient   | 2007-06-01
+        insufficient | 2008-01-20
+        """,
+        imaging="date\n2006-12-01\n2008-01-10",
+        lab="lab|date\nObservation/8|2007-01-01\nObservation/9|2008-01-10",
+        site="bone|source|date\ntibia|Observation/5|2005-01-01\nfemur|Observation/6|2008-05-01",
+        contact="source|date\nEncounter/1|2007-12-31",
+    )
+    expect(
+        cohort.tables["courses"],
+        """
+        agent      | start      | end        | exposure_days | stop_reason | effect     | flags
+        naproxen   | 2005-01-01 | 2006-01-01 | 365           | inefficacy  |            |
+        adalimumab | 2007-01-01 |            | 364           | ongoing     | sufficient | to end after the last day of data
+        """,
+    )
+    assert [len(cohort.tables[name]) for name in ("assessments", "imaging", "labs", "foci")] == [1, 1, 1, 1]
+    attrition = cohort.tables["attrition"]
+    refused = attrition[attrition["reason"].str.contains("after the data lock")]
+    assert dict(refused[["step", "dropped"]].to_numpy().tolist()) == {
+        "diagnosis in window": 1,
+        "records: ImagingStudy": 1,
+        "records: MedicationStatement": 1,
+        "records: Observation": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("status", "end", "shown"),
+    [("active", "2031-01-01", "ongoing"), ("completed", "2031-01-01", None), ("stopped", "2031", None)],
+    ids=["planned", "completed", "stopped"],
+)
+def test_e16_a_planned_end_is_none_yet_and_an_end_told_of_a_day_to_come_is_refused(status, end, shown):
+    cohort = tell(exposure=f"agent|status|start|end\nadalimumab|{status}|2012-01-01|{end}")
+    assert cohort.tables["courses"]["stop_reason"].tolist() == ([shown] if shown else [])
+    assert ("ended in the future" in cohort.tables["attrition"]["reason"].tolist()) == (shown is None)
+    if shown:
+        (course,) = cohort.tables["courses"].to_dict("records")
+        assert (course["end"], course["exposure_days"]) == (None, 366)
+
+
+@pytest.mark.parametrize(
+    "exposure",
+    [
+        "agent|start|end|stop_reasons\nadalimumab|2005-01-01|2006-06-01|inefficacy",
+        "agent|rung|start|supply_days\nadalimumab|dispense|2005-01-01|500",
+        "agent|rung|start|given_once\ninfliximab|administration|2005-11-01|yes\ninfliximab|administration|2005-12-20|yes",
+    ],
+    ids=["recorded end", "supply", "infusions"],
+)
+def test_e43_no_course_outlives_the_child(exposure):
+    story = {"patient": "deceased|death\nyes|2006-01-01", "contact": "source|date\nEncounter/1|2006-01-01"}
+    (course,) = tell(exposure=exposure, **story).tables["courses"].to_dict("records")
+    assert (course["end"], course["stop_reason"]) == (None, "ongoing")
+    assert course["start"] + timedelta(days=course["exposure_days"]) == date(2006, 1, 1)
 
 
 def test_e43_death_ends_the_observation_and_what_is_dated_later_is_refused():

@@ -319,6 +319,24 @@ def test_e34_whole_body_and_regional_are_not_compared(baseline, followup, answer
     assert course["mri_derived"] == answer
 
 
+@pytest.mark.parametrize(
+    ("baseline", "followup", "answer"),
+    [
+        ("femur, tibia", "femur, tibia", "regression"),
+        ("femur, tibia", "tibia", None),
+        ("tibia", "femur, tibia", None),
+        ("tibia", "none", "regression"),
+    ],
+    ids=["the same", "less", "more", "not recorded"],
+)
+def test_e34_counts_in_other_regions_are_not_compared(baseline, followup, answer):
+    course = course_of(
+        imaging=f"date|whole_body|regions\n2004-12-20|no|{baseline}\n2005-07-01|no|{followup}",
+        lab=f"{LAB}\nlesion-count|2004-12-20|5||||ImagingStudy/1\nlesion-count|2005-07-01|2||||ImagingStudy/2",
+    )
+    assert course["mri_derived"] == answer
+
+
 @pytest.mark.parametrize("status", ["preliminary", "registered", "entered-in-error", "cancelled"])
 def test_e32_a_count_that_is_not_final_is_none(status):
     lab = f"{LAB}\nlesion-count|2004-12-20|6|||final|none\nlesion-count|2005-07-01|2|||{status}|none"

@@ -473,3 +473,30 @@ def test_e03_e19_a_tnf_inhibitor_without_an_indication_locks_methotrexate_even_w
         observed="value|date|part_of\nsufficient|2007-01-01|MedicationStatement/1",
     )
     assert cohort.tables["assessments"]["reason"].tolist() == ["after the start of a TNF inhibitor"]
+
+
+def test_e03_a_tnf_inhibitor_begun_long_before_the_diagnosis_locks_methotrexate_too():
+    story = """
+    agent        | start      | end        | indications
+    adalimumab   | 2003-01-01 | 2003-12-01 | {}
+    methotrexate | 2005-01-01 | 2006-01-01 | crmo
+    """
+    judged = {"observed": "value|date|part_of\nsufficient|2005-09-01|MedicationStatement/2"}
+    for indication, effect in (("crmo", None), ("none", None), ("other", "sufficient")):
+        courses = tell(exposure=story.format(indication), **judged).tables["courses"].to_dict("records")
+        assert [c["effect"] for c in courses if c["drug_class"] == "MTX"] == [effect]
+
+
+@pytest.mark.parametrize(("strict", "evaluable"), [(False, True), (True, False)])
+def test_e24_whether_a_judgement_before_the_minimum_exposure_counts_is_a_parameter(strict, evaluable):
+    (course,) = (
+        tell(
+            replace(WINDOW, judged_when_exposed=strict),
+            exposure="agent|start|end\nmethotrexate|2005-01-01|2006-01-01",
+            observed="value|date\ninsufficient|2005-03-25",
+        )
+        .tables["courses"]
+        .to_dict("records")
+    )
+    assert course["evaluable"] == evaluable
+    assert course["not_evaluable_reason"] == (None if evaluable else "judged before the minimum exposure")

@@ -383,3 +383,13 @@ def test_e12_values_and_mr_studies_that_are_none_are_counted(tmp_path):
         ("records: Observation", "status entered-in-error", 1),
         ("records: ImagingStudy", "status cancelled", 1),
     } <= told
+
+
+def test_e29_in_r5_the_words_of_the_adherence_tell_of_the_stop_too(tmp_path):
+    statement = drug(
+        "m1",
+        "p1",
+        status="recorded",
+        adherence={"code": {"coding": [{"system": R5, "code": "stopped"}]}, "reason": {"text": "manglende effekt"}},
+    )
+    assert tables(tmp_path, *CRMO, statement)["courses"]["stop_reason"].tolist() == ["inefficacy"]

@@ -154,13 +154,24 @@ def test_kappa_is_that_of_another_library(cells):
     a, b, c, d = cells
     found = kappa({("y", "y"): a, ("y", "n"): b, ("n", "y"): c, ("n", "n"): d})
     other = cohens_kappa([[a, b], [c, d]])
+    assert found.value == pytest.approx(other.kappa, abs=1e-9)
+    if other.std_kappa < 1e-6:  # all agree, or none: no spread to make an interval of
+        assert (found.low, found.high) == (None, None)
+        return
     limits = max(other.kappa_low, -1), min(other.kappa_upp, 1)  # of ours, which cannot be more than full agreement
-    assert found == pytest.approx((other.kappa, *limits), abs=1e-9)
+    assert (found.low, found.high) == pytest.approx(limits, abs=1e-9)
 
 
 def test_no_kappa_where_there_is_nothing_to_agree_on():
     assert kappa({}) is None
     assert kappa({("y", "y"): 4}) is None
+
+
+@pytest.mark.parametrize("cells", [{("y", "n"): 1}, {("y", "y"): 3, ("n", "n"): 2}], ids=["one pair", "all agree"])
+def test_no_interval_of_kappa_without_spread(cells):
+    found = kappa(cells)
+    assert found is not None
+    assert (found.low, found.high) == (None, None)
 
 
 # ------------------------------------------------------------------------------------------------------------ bootstrap
@@ -187,11 +198,17 @@ def test_the_bootstrap_depends_on_nothing_but_the_children():
 
 
 def test_a_sample_without_a_denominator_is_left_out_and_counted():
-    low, high, left_out = bootstrap_difference([(1, 1, 0, 0), (0, 0, 1, 2)], 2000)
-    assert (low, high) == (0.5, 0.5)
-    assert 900 < left_out < 1100
+    low, high, left_out = bootstrap_difference([(1, 1, 0, 0), (0, 0, 1, 2), (0, 0, 0, 2)], 2000)
+    assert (low, high) == (0.5, 1.0)
+    assert 600 < left_out < 733
     assert bootstrap_difference([(1, 1, 0, 0)], 50) == (None, None, 50)
     assert bootstrap_difference([], 50) == (None, None, 0)
+
+
+@pytest.mark.parametrize("children", [[(1, 1, 0, 1)], [(1, 2, 0, 1)] * 9, [(1, 1, 0, 0), (0, 0, 1, 2)]])
+def test_children_who_are_alike_give_no_interval(children):
+    low, high, _ = bootstrap_difference(children, 2000)
+    assert (low, high) == (None, None)
 
 
 # --------------------------------------------------------------------------------------------------------------- curves

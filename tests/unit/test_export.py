@@ -440,7 +440,7 @@ def test_strata() -> None:
 
 def test_identity_and_dates_come_from_the_study() -> None:
     report = build_measure_report(RESULTS, STUDY, MEASURE)
-    assert report["measure"] == "https://crmo-fhir.org/Measure/crmo-treatment-effect|0.3.0"
+    assert report["measure"] == "https://crmo-fhir.org/Measure/crmo-treatment-effect|0.4.0"
     assert report["date"] == "2010-06-30"
     assert report["period"] == {"start": "2003-01-01", "end": "2009-12-31"}
     assert report["identifier"][0]["system"] == "https://crmo-fhir.org/measure-report"

@@ -1,19 +1,20 @@
 """From facts to the cohort: criteria and attrition, foci, courses and lines, effect (clinical rules §2–§4)."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
-from typing import TYPE_CHECKING
+from functools import partial as partial_of
+from typing import TYPE_CHECKING, TypeVar
 
 from crmo_fhir.cohort.courses import Course, course_rows, derive_courses, filter_exposures
-from crmo_fhir.cohort.criteria import Child, Row, compute_contradiction, filter_cohort, partial
+from crmo_fhir.cohort.criteria import AFTER_LOCK, Child, Row, compute_contradiction, filter_cohort, partial
 from crmo_fhir.cohort.derived import Series, derive_answers, derive_series
 from crmo_fhir.cohort.effect import attribute_effects, derive_effect, filter_observed
 from crmo_fhir.cohort.foci import compute_focality, compute_focality_at_diagnosis, derive_foci
 from crmo_fhir.cohort.review import attribute_reviews
 from crmo_fhir.fhir.dates import PartialDate
-from crmo_fhir.model.parameters import Parameters
+from crmo_fhir.model.parameters import CHOICES, Parameters
 from crmo_fhir.model.records import STRONGER_THAN_ORDERS
 from crmo_fhir.model.review import Judgement
 from crmo_fhir.model.tables import (
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+Kept = TypeVar("Kept")
+
+
 @dataclass(frozen=True, slots=True)
 class Told:
     """What the records tell of each child of the cohort, by person, without what cannot be."""
@@ -48,8 +52,24 @@ class Told:
     adverse_events: dict[str, list[Row]]
     observed: dict[str, list[Row]]
     imaging: dict[str, list[Row]]
-    series: dict[str, Series]
+    scores: dict[str, list[Row]]
+    series: dict[str, dict[str, Series]]
     reviews: Sequence[Judgement]
+
+    def only(self, persons: Collection[str]) -> "Told":
+        """The same of some children alone."""
+
+        def of(table: Mapping[str, Kept]) -> dict[str, Kept]:
+            return {person: row for person, row in table.items() if person in persons}
+
+        return replace(
+            self,
+            children=of(self.children),
+            exposures=of(self.exposures),
+            observed=of(self.observed),
+            series=of(self.series),
+            reviews=[r for r in self.reviews if self.person_of.get(r.person, r.person) in persons],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +110,7 @@ def derive_cohort(
     by_person = {child.person: child for child in children}
     person_of = {record: child.person for child in children for record in child.records}
     listed = rows_of(facts["listed"])
-    contacts, refused = _contacts(facts["contact"], by_person, person_of, as_of)
+    contacts, refused = _contacts(facts["contact"], by_person, person_of, as_of, parameters.data_lock)
     listed += refused
     data_lock = parameters.data_lock or max((d for days in contacts.values() for d in days), default=None)
     last_contact = {
@@ -100,15 +120,20 @@ def derive_cohort(
         for c in children
     }
     limits = {c.person: _censored(c, data_lock, last_contact[c.person]) for c in children}
-    imaging, refused = _seen(facts["imaging"], "imaging", by_person, person_of, as_of, _is_study)
+    seen = partial_of(_seen, facts, by_person, person_of, as_of, parameters.data_lock)
+    imaging, refused = seen("imaging", "imaging", _is_study)
     listed += refused
-    readings, refused = _seen(facts["observed"], "assessment", by_person, person_of, as_of)
+    readings, refused = seen("observed", "assessment")
     listed += refused
     observed = {}
     for person, rows in readings.items():
         observed[person], refused = filter_observed(rows)
         listed += refused
-    scores, refused = _seen(facts["lab"], "lab", by_person, person_of, as_of, _is_value)
+    scores, refused = seen("lab", "lab", _is_value)
+    listed += refused
+    adverse_events, refused = seen("adverse_event", "source")
+    listed += refused
+    reports, refused = seen("report", "report")
     listed += refused
     told = Told(
         children=by_person,
@@ -120,17 +145,20 @@ def derive_cohort(
         orders_count=not any(type_counts.get(t) or source_counts.get(t) for t in STRONGER_THAN_ORDERS)
         and not any(row["rung"] != "order" for row in rows_of(facts["exposure"])),
         exposures=_by_person(facts["exposure"], person_of),
-        adverse_events=_by_person(facts["adverse_event"], person_of),
+        adverse_events=adverse_events,
         observed=observed,
         imaging=imaging,
+        scores=scores,
         series=derive_series(scores, imaging),
         reviews=reviews,
     )
     treated = derive_treatment(told, parameters)
     listed += treated.refused
+    _flag_undetermined(told, treated, parameters)
 
-    sites = _by_person(facts["site"], person_of)
-    foci = derive_foci(rows_of(facts["site"]), person_of)
+    sites, refused = _until(_by_person(facts["site"], person_of), parameters.data_lock)
+    listed += refused
+    foci = derive_foci([row for rows in sites.values() for row in rows], person_of)
     focus_count = Counter(focus["person"] for focus in foci)
     patients = [
         {
@@ -151,9 +179,7 @@ def derive_cohort(
         "assessments": ASSESSMENTS.frame(treated.assessments),
         "labs": LAB.frame(labs),
         "imaging": IMAGING.frame({**row, "patient": p} for p, rows in imaging.items() for row in rows),
-        "reports": REPORT.frame(
-            {**row, "patient": p} for p, rows in _by_person(facts["report"], person_of).items() for row in rows
-        ),
+        "reports": REPORT.frame({**row, "patient": p} for p, rows in reports.items() for row in rows),
     }
     attrition += _record_rows(listed, type_counts) + _course_rows(treated.courses)
     tables["attrition"] = _ordered(attrition + _assessment_rows(treated.assessments))
@@ -191,6 +217,53 @@ def derive_treatment(told: Told, parameters: Parameters) -> Treated:
     return Treated(course_rows(courses, judged), assessments, courses, refused)
 
 
+def _flag_undetermined(told: Told, treated: Treated, parameters: Parameters) -> None:
+    """Flags the courses whose answer hangs on the day that a partial date is taken for (edge case E15).
+
+    The children with a partial date are told once more with each other day; a course is known again by its records.
+    """
+    unsure = {
+        person
+        for rows, names in (
+            (told.exposures, ("start", "end")),
+            (told.imaging, ("date",)),
+            (told.scores, ("date",)),
+        )
+        for person, own in rows.items()
+        if any(row[f"{name}_low"] != row[f"{name}_high"] for row in own for name in names)
+    }
+    if not unsure:
+        return
+    some = told.only(unsure)
+    own = _by_records(row for row in treated.rows if row["person"] in unsure)
+    for day in CHOICES["partial_dates"]:
+        if day == parameters.partial_dates:
+            continue
+        other = derive_treatment(some, replace(parameters, partial_dates=str(day)))
+        told_so = _by_records(other.rows)
+        for key, row in own.items():
+            if (variant := told_so.get(key)) is None:
+                differs = ["course"]
+            else:
+                differs = [
+                    name
+                    for name, columns in (("clinical effect", ("effect", "evaluable")), ("MRI change", ("mri",)))
+                    if any(row[column] != variant[column] for column in columns)
+                ]
+            row["flags"] = sorted({*row["flags"], *(f"undetermined by partial dates: {name}" for name in differs)})
+
+
+def _by_records(courses: Iterable[Row]) -> dict[tuple[object, ...], Row]:
+    """Courses by the records they are made of, which name them whatever their days (of equals, as a pause makes, by their place)."""
+    seen: Counter[tuple[object, ...]] = Counter()
+    found = {}
+    for row in courses:
+        records = (row["person"], row["drug_class"], row["agent"], *row["sources"])
+        seen[records] += 1
+        found[*records, seen[records]] = row
+    return found
+
+
 def _ordered(rows: list[Row]) -> "pd.DataFrame":
     """The attrition keeps the order of its steps."""
     import pandas as pd
@@ -208,7 +281,11 @@ def _by_person(frame: "pd.DataFrame", person_of: Mapping[str, str]) -> dict[str,
 
 
 def _contacts(
-    frame: "pd.DataFrame", by_person: Mapping[str, Child], person_of: Mapping[str, str], as_of: date
+    frame: "pd.DataFrame",
+    by_person: Mapping[str, Child],
+    person_of: Mapping[str, str],
+    as_of: date,
+    data_lock: date | None,
 ) -> tuple[dict[str, list[date]], list[Row]]:
     """Days of contact by Patient record, and the visits that cannot be.
 
@@ -221,7 +298,7 @@ def _contacts(
         if day is None or day.point > as_of:
             continue
         child = by_person.get(person_of.get(row["patient"], ""))
-        if child and (reason := compute_contradiction(day, child, as_of)):
+        if child and (reason := compute_contradiction(day, child, as_of, data_lock)):
             if type_of(row["source"]) == "Encounter":  # other records are refused where they are read
                 refused.append(_refused(row["source"], row, reason))
             continue
@@ -230,25 +307,36 @@ def _contacts(
 
 
 def _seen(
-    frame: "pd.DataFrame",
-    key: str,
+    facts: "Mapping[str, pd.DataFrame]",
     by_person: Mapping[str, Child],
     person_of: Mapping[str, str],
     as_of: date,
+    data_lock: date | None,
+    table: str,
+    key: str,
     stands: Callable[[Row], bool] = lambda _: True,
 ) -> tuple[dict[str, list[Row]], list[Row]]:
-    """What was seen in each child, and what was not: before birth, after death, in the future, or by a status that `stands` not."""
+    """What was seen in each child, and what does not count: its day cannot be or is too late, or by its status it `stands` not."""
     kept: dict[str, list[Row]] = defaultdict(list)
     refused = []
-    for person, rows in _by_person(frame, person_of).items():
+    for person, rows in _by_person(facts[table], person_of).items():
         for row in rows:
-            if reason := compute_contradiction(partial(row, "date"), by_person[person], as_of):
+            if reason := compute_contradiction(partial(row, "date"), by_person[person], as_of, data_lock):
                 refused.append(_refused(row[key], row, reason))
             elif not stands(row):
                 refused.append(_refused(row[key], row, f"status {row['status']}"))
             else:
                 kept[person].append(row)
     return kept, refused
+
+
+def _until(sites: Mapping[str, list[Row]], data_lock: date | None) -> tuple[dict[str, list[Row]], list[Row]]:
+    """The sites named by the data lock, and the records that name one later."""
+    late = [
+        row for rows in sites.values() for row in rows if data_lock and row["date_low"] and row["date_low"] > data_lock
+    ]
+    kept = {person: [row for row in rows if row not in late] for person, rows in sites.items()}
+    return kept, [_refused(row["source"], row, AFTER_LOCK) for row in late]
 
 
 def _refused(source: str, row: Row, reason: str) -> Row:

@@ -39,6 +39,8 @@ ESCALATIONS = frozenset(
 """Classes whose later start ends the attribution window of an earlier course (clinical rules §3)."""
 
 FOREVER = date.max
+OVER = frozenset({"stopped", "completed", "ended"})
+"""Status of a record of exposure that says it is over."""
 NO_INDICATION = "indication not recorded"
 """Why a course without a recorded indication is out of the figures, where the study asks for one."""
 
@@ -120,12 +122,13 @@ def filter_exposures(
     """The usable exposures of one child, and what was refused with its reason (edge cases E12, E15, E16, E43).
 
     A record whose status says it was not taken is left out; one that contradicts itself (end before start, start before
-    birth, in the future, after death) is refused and listed, never swapped.
+    birth, in the future, after death; ended, it says, on a day to come) or begins after the data lock is refused and listed,
+    never swapped. An end that was only planned when the data end is none: the exposure goes on.
     """
     usable, listed = [], []
     for row in rows:
         start, end = partial(row, "start"), partial(row, "end")
-        reason = "status " + row["status"] if row["taken"] == "no" else _contradiction(start, end, child, as_of)
+        reason = "status " + row["status"] if row["taken"] == "no" else _contradiction(row, child, as_of, parameters)
         if row["drug_class"] == "GC" and row["intra_articular"]:
             reason = reason or "glucocorticoid given into a joint, not systemic"
         if reason or start is None:
@@ -133,6 +136,7 @@ def filter_exposures(
             continue
         first = _first_day(start, child, parameters)
         stated = partial(row, "reason")
+        known = stated is None or parameters.data_lock is None or stated.low <= parameters.data_lock
         usable.append(
             Exposure(
                 source=row["source"],
@@ -142,12 +146,12 @@ def filter_exposures(
                 taken=row["taken"],
                 status=row["status"],
                 start=first,
-                end=_end(row, first, end, child, parameters),
+                end=_end(row, first, end, child, as_of, parameters),
                 began=start,
                 ended=end,
                 given_once=row["given_once"],
                 indications=tuple(row["indications"]),
-                stop_reasons=tuple(row["stop_reasons"]),
+                stop_reasons=tuple(row["stop_reasons"]) if known else (),
                 stated=stated.low if stated else None,
                 dose=row["dose"],
                 product=row["product"],
@@ -161,13 +165,21 @@ def _named(row: Row) -> Row:
     return {"source": row["source"], "resource_type": type_of(row["source"]), "patient": row["patient"]}
 
 
-def _contradiction(start: PartialDate | None, end: PartialDate | None, child: Child, as_of: date) -> str | None:
+def _contradiction(row: Row, child: Child, as_of: date, parameters: Parameters) -> str | None:
+    start, end = partial(row, "start"), partial(row, "end")
     if start is None:
         return "no start date"
     if end is not None and end.high < start.low:
         return "end before start"
-    reason = compute_contradiction(start, child, as_of)
-    return reason and f"start {reason}"
+    if reason := compute_contradiction(start, child, as_of, parameters.data_lock):
+        return f"start {reason}"
+    told_over = row["status"] in OVER and row["rung"] != "order"
+    return "ended in the future" if told_over and end is not None and _is_given(end) and end.low > as_of else None
+
+
+def _is_given(end: PartialDate) -> bool:
+    """Whether an end is one: the year 9999 is how some systems say that there is none."""
+    return end.high.year < FOREVER.year
 
 
 def _first_day(start: PartialDate, child: Child, parameters: Parameters) -> date:
@@ -179,12 +191,18 @@ def _first_day(start: PartialDate, child: Child, parameters: Parameters) -> date
     return max([day, *(limit for limit in limits if start.low <= limit <= start.high)])
 
 
-def _end(row: Row, start: date, end: PartialDate | None, child: Child, parameters: Parameters) -> date | None:
-    if end is not None and end.high.year < FOREVER.year:  # the year 9999 is how some systems say that there is no end
+def _end(
+    row: Row, start: date, end: PartialDate | None, child: Child, as_of: date, parameters: Parameters
+) -> date | None:
+    """The day that stands for the end: as recorded, if the data reach it, else by the supply."""
+    if end is not None and _is_given(end):
         day = end.at(parameters.partial_dates)
+        last = min(as_of, parameters.data_lock or as_of)
+        if end.low <= last <= end.high:
+            day = min(day, last)
         if child.death and end.low <= child.death.high <= end.high:
             day = min(day, child.death.high)
-        return max(day, start)
+        return max(day, start) if day <= last else None
     if row["supply_days"]:
         return start + timedelta(days=int(row["supply_days"]))
     return start if row["rung"] == "dispense" or row["given_once"] else None
@@ -208,6 +226,8 @@ def derive_courses(
         own = _merge(person, exposures.get(person, []), parameters, orders_count=orders_count)
         _resolve_switch_overlap(own, parameters)
         for course in own:
+            if child.death and course.last > child.death.high:
+                course.end = None  # whatever was planned or supplied: it is observed to the death (edge case E43)
             _describe(course, child, adverse_events.get(person, []), censored[person], parameters)
         _number(own)
         _flag_methotrexate(own, censored[person], parameters)
@@ -373,8 +393,10 @@ def _describe(course: Course, child: Child, events: list[Row], censored: date, p
     if course.rung == "order":
         course.flags.add("from orders")
     if course.end is None:
-        if any(e.end is None and e.status in {"stopped", "completed", "ended"} for e in course.members):
+        if any(e.ended is None and e.end is None and e.status in OVER for e in course.members):
             course.flags.add("stopped without a date")
+        elif any(e.ended and _is_given(e.ended) and e.ended.low > censored for e in course.members):
+            course.flags.add("to end after the last day of data")
         elif (censored - max(e.start for e in course.members)).days < 0:
             course.flags.add("begun after the last contact")
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Row = dict[str, Any]
+AFTER_LOCK = "after the data lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +61,17 @@ def partial(row: Row, name: str) -> PartialDate | None:
     return PartialDate(row[f"{name}_low"], row[f"{name}_high"]) if row[f"{name}_low"] is not None else None
 
 
-def compute_contradiction(when: PartialDate | None, child: Child, as_of: date) -> str | None:
-    """Why a record of what was seen in a child cannot be (edge cases E16, E43): it is refused and listed, never moved."""
+def compute_contradiction(when: PartialDate | None, child: Child, as_of: date, data_lock: date | None) -> str | None:
+    """Why a record of what was seen in a child does not count: it cannot be, or it is later than the study's data.
+
+    It is refused and listed, never moved (edge cases E16, E17, E43).
+    """
     if when is None:
         return None
     if when.low > as_of:
         return "in the future"
+    if data_lock is not None and when.low > data_lock:
+        return AFTER_LOCK
     if child.birth is not None and when.high < child.birth.low:
         return "before birth"
     if child.death is not None and when.low > child.death.high:
@@ -254,6 +260,8 @@ def filter_cohort(
 def _outside(diagnosis: PartialDate | None, parameters: Parameters) -> str | None:
     if diagnosis is None:
         return "undetermined: no date of diagnosis"
+    if parameters.data_lock is not None and diagnosis.low > parameters.data_lock:
+        return "diagnosed " + AFTER_LOCK
     match diagnosis.within(parameters.since, parameters.until):
         case True:
             return None

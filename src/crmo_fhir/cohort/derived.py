@@ -29,7 +29,8 @@ Rules of ours, where the sources say nothing:
 * From a baseline of 0 nothing gets better; it is worse where it rises by at least its step (`pedcno_zero_steps`).
 * A baseline below some value (`<4`) or a follow-up above one (`>60`) can be anything from there on, and is missing; the other
   way round the bound itself counts, so that an improvement is never overstated.
-* A whole-body and a regional MRI are not compared (edge case E34), and a preliminary count is none (E32).
+* Counts on a whole-body and on a regional MRI are not compared, nor those of other regions, as far as these are recorded (edge
+  case E34), and a preliminary count is none (E32).
 """
 
 from bisect import bisect_left, bisect_right
@@ -58,12 +59,12 @@ OF_100 = {"{score}/100", "mm", "%"}
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One value of one analyte; `whole_body` is None where no imaging study is named."""
+    """One value of one analyte; `study` is the row of the MR study it was counted on, None where not one alone is named."""
 
     day: date
     number: Decimal
     comparator: str
-    whole_body: bool | None
+    study: Row | None
     source: str
 
 
@@ -108,7 +109,7 @@ class _Series:
     """The values of one analyte in one unit of one child, in order of day, number and the rest."""
 
     def __init__(self, values: Iterable[Value]) -> None:
-        self._values = sorted(values, key=lambda v: (v.day, v.number, v.comparator, str(v.whole_body), v.source))
+        self._values = sorted(values, key=lambda v: (v.day, v.number, v.comparator, v.source))
         self._days = [v.day for v in self._values]
 
     def last(self, low: date, high: date) -> Value | None:
@@ -160,7 +161,7 @@ class _Scores:
         after = next((v for v in later if self._owner(key, v.day) is course), None)
         if after is None or before.comparator.startswith("<") or after.comparator.startswith(">"):
             return None
-        if None not in (before.whole_body, after.whole_body) and before.whole_body != after.whole_body:
+        if before.study and after.study and not _shows_the_same(after.study, before.study):
             return None
         return Pair(*key, before, after)
 
@@ -185,7 +186,7 @@ class _Scores:
 
 
 def derive_answers(
-    courses: Mapping[str, list[Course]], series: Mapping[str, Series], parameters: Parameters
+    courses: Mapping[str, list[Course]], series: Mapping[str, Mapping[str, Series]], parameters: Parameters
 ) -> tuple[list[Attributed], dict[str, dict[str, Any]]]:
     """The derived answers of all courses, and by course name the columns `pedcno`, `cdas_change` and `lesion_change`.
 
@@ -208,9 +209,10 @@ def derive_answers(
     answers: list[Attributed] = []
     changes: dict[str, dict[str, Any]] = {}
     for person, own in sorted(courses.items()):
-        if not series.get(person):
+        values = series.get(person, {}).get(parameters.partial_dates)
+        if not values:
             continue
-        clinically, on_mri = _Scores(series[person], own, clinical), _Scores(series[person], own, mri)
+        clinically, on_mri = _Scores(values, own, clinical), _Scores(values, own, mri)
         for course in own:
             items = [pair for item in PEDCNO_ITEMS if (pair := clinically.pair(course, item))]
             pedcno, lesions = compute_pedcno(items, parameters), on_mri.pair(course, "lesion-count")
@@ -248,13 +250,31 @@ def compute_cdas_change(pain: Pair | None, patient_global: Pair | None, lesions:
     return float(pain.change + patient_global.change + lesions.change)
 
 
-def derive_series(scores: Mapping[str, list[Row]], imaging: Mapping[str, list[Row]]) -> dict[str, Series]:
-    """The values that can be read of each child; from rows of the tables `lab` and `imaging`, by child."""
-    return {person: _series(rows, imaging.get(person, ())) for person, rows in scores.items()}
+def _shows_the_same(one: Row, other: Row) -> bool:
+    """Whether two MR studies show the same part of the body, so that counts on them can be compared."""
+    if one["whole_body"] or other["whole_body"]:
+        return bool(one["whole_body"] and other["whole_body"])
+    return not one["regions"] or not other["regions"] or set(one["regions"]) == set(other["regions"])
 
 
-def _series(scores: Iterable[Row], imaging: Iterable[Row]) -> Series:
-    whole_body = {row["imaging"]: bool(row["whole_body"]) for row in imaging}
+def derive_series(scores: Mapping[str, list[Row]], imaging: Mapping[str, list[Row]]) -> dict[str, dict[str, Series]]:
+    """The values that can be read of each child, from rows of the tables `lab` and `imaging` by child.
+
+    By child, then by the day that stands for a partial date (`middle`, `earliest`, `latest`).
+    """
+    found = {}
+    for person, rows in scores.items():
+        exact = all(row["date_low"] == row["date_high"] for row in rows)
+        once = _series(rows, imaging.get(person, ()), "middle")
+        found[person] = {
+            day: once if exact else _series(rows, imaging.get(person, ()), day)
+            for day in ("middle", "earliest", "latest")
+        }
+    return found
+
+
+def _series(scores: Iterable[Row], imaging: Iterable[Row], day: str) -> Series:
+    studies = {row["imaging"]: row for row in imaging}
     read = {*PEDCNO_ITEMS, *PAIN, *ON_MRI, "clinical-lesion-count"}
     found: dict[tuple[str, str], list[Value]] = defaultdict(list)
     for row in scores:
@@ -262,9 +282,9 @@ def _series(scores: Iterable[Row], imaging: Iterable[Row]) -> Series:
         status = NO_READING["mri" if row["analyte"] in ON_MRI else "clinical"]
         if when is None or row["analyte"] not in read or row["status"] in status:
             continue
-        extents = {whole_body[key] for key in row["studies"] or () if key in whole_body}
-        extent = extents.pop() if len(extents) == 1 else None
-        value = Value(when.point, Decimal(str(row["value"])), row["comparator"] or "", extent, row["lab"])
+        named = [studies[key] for key in dict.fromkeys(row["studies"] or ()) if key in studies]
+        study = named[0] if len(named) == 1 else None
+        value = Value(when.at(day), Decimal(str(row["value"])), row["comparator"] or "", study, row["lab"])
         found[row["analyte"], row["unit"]].append(value)
     return {key: _Series(values) for key, values in found.items()}
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
 
-from crmo_fhir.cohort.courses import ESCALATIONS, FOREVER, NO_INDICATION, Course
+from crmo_fhir.cohort.courses import ESCALATIONS, FOREVER, Course
 from crmo_fhir.cohort.criteria import Row, partial
 from crmo_fhir.fhir.dates import PartialDate
 from crmo_fhir.model.parameters import EFFECT_SOURCES, Parameters
@@ -130,7 +130,7 @@ def _judge(
     linked, unknown = _linked(row, courses, day)
     if unknown:
         return answer(None, "unattributed", "linked to a record that makes no course")
-    studies = _compared(row, imaging) if row["kind"] == "mri" else []
+    studies = _compared(row, imaging, parameters) if row["kind"] == "mri" else []
     if len(studies) > 1 and not _covers(studies[-1], studies[0]):
         return answer(None, "unattributed", "the MR studies compared cover different regions")
     if linked is not None:
@@ -147,9 +147,9 @@ def _judge(
     if row["kind"] == "clinical":
         fitting = [c for c in counted if c.start <= day <= _window_end(c, courses, parameters.clinical_grace_days)]
     else:
-        dates = [d.point for study in studies if (d := partial(study, "date"))]
+        dates = [seen_on for study in studies if (seen_on := _day_of(study, parameters))]
         baseline, day = (studies[0] if len(dates) > 1 else None), (dates[-1] if dates else day)
-        seen = studies[-1:] or [study for study in imaging if (d := partial(study, "date")) and d.point == day]
+        seen = studies[-1:] or [study for study in imaging if _day_of(study, parameters) == day]
         fitting = [
             c
             for c in counted
@@ -188,10 +188,12 @@ def _linked(row: Row, courses: list[Course], day: date | None) -> tuple[Course |
 
 
 def is_locked(course: Course, courses: list[Course], day: date | None) -> bool:
-    """Whether methotrexate would be credited with what was seen after the start of a TNF-α inhibitor (edge case E03)."""
+    """Whether methotrexate would be credited with what was seen after the start of a TNF-α inhibitor (edge case E03).
+
+    Whenever that was, long before the diagnosis too; only one given for another disease alone is none.
+    """
     return course.drug_class == "MTX" and any(
-        c.drug_class == "TNF" and c.left_out in (None, NO_INDICATION) and (day is None or c.start < day)
-        for c in courses
+        c.drug_class == "TNF" and c.left_out != "other disease" and (day is None or c.start < day) for c in courses
     )
 
 
@@ -213,12 +215,18 @@ def _window_end(course: Course, courses: list[Course], grace: int) -> date:
     return min(stop, compute_escalation(course, courses) or FOREVER)
 
 
-def _compared(row: Row, imaging: list[Row]) -> list[Row]:
+def _day_of(study: Row, parameters: Parameters) -> date | None:
+    """The day that stands for the date of an MR study."""
+    when = partial(study, "date")
+    return when.at(parameters.partial_dates) if when else None
+
+
+def _compared(row: Row, imaging: list[Row], parameters: Parameters) -> list[Row]:
     """The dated studies that an MRI judgement compares, the baseline first and the follow-up last."""
     dated = [
-        (d.point, study["imaging"], study)
+        (day, study["imaging"], study)
         for study in imaging
-        if study["imaging"] in row["derived_from"] and (d := partial(study, "date"))
+        if study["imaging"] in row["derived_from"] and (day := _day_of(study, parameters))
     ]
     return [study for *_, study in sorted(dated, key=lambda s: s[:2])]
 
@@ -237,8 +245,8 @@ def _has_baseline(course: Course, baselines: list[Row], seen: list[Row], paramet
     low = course.start - timedelta(days=parameters.mri_baseline_before_days)
     high = course.start + timedelta(days=parameters.mri_baseline_after_days)
     return any(
-        (d := partial(b, "date")) is not None
-        and low <= d.point <= high
+        (day := _day_of(b, parameters)) is not None
+        and low <= day <= high
         and (not seen or any(_covers(study, b) for study in seen))
         for b in baselines
     )
@@ -366,7 +374,13 @@ def _not_evaluable(course: Course, clinical: Attributed | None, parameters: Para
             if course.stop_reason in {"adverse_event", "both"}
             else "no assessment"
         )
-    return None if _is_exposed(course, parameters) else "too short an exposure"
+    if not _is_exposed(course, parameters):
+        return "too short an exposure"
+    early = clinical.when is not None and (clinical.when - course.start).days < parameters.min_exposure(
+        course.drug_class
+    )
+    failed = course.stop_reason in FAILURES
+    return "judged before the minimum exposure" if parameters.judged_when_exposed and early and not failed else None
 
 
 def _is_exposed(course: Course, parameters: Parameters) -> bool:

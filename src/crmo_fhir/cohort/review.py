@@ -13,7 +13,7 @@ from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from crmo_fhir.cohort.courses import FOREVER, Course
-from crmo_fhir.cohort.criteria import Row, partial
+from crmo_fhir.cohort.criteria import AFTER_LOCK, Row, partial
 from crmo_fhir.cohort.effect import Attributed, compute_escalation, is_locked
 from crmo_fhir.model.parameters import Parameters
 from crmo_fhir.model.review import ANSWERS, ASKED, DATES, Judgement
@@ -322,6 +322,8 @@ def attribute_reviews(
             reason = "the course reviewed is no longer there"
         elif judgement.review != latest[course.name, judgement.kind]:
             reason = "replaced by a later review"
+        elif parameters.data_lock is not None and judgement.judged_on > parameters.data_lock:
+            reason = AFTER_LOCK
         elif judgement.judged_on < course.start:
             reason = "before the start of the course it is linked to"
         elif (judgement.judged_on - course.last).days > parameters.link_days:

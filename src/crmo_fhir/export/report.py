@@ -121,6 +121,7 @@ _PARAMETERS = {
     "min_exposure_days": "Minimum exposure to methotrexate or a TNF-α inhibitor (days)",
     "nsaid_escalation_months": "Escalation that annuls an NSAID effect within (months)",
     "glucocorticoid_escalation_days": "Systemic glucocorticoid is an escalation beyond (days)",
+    "judged_when_exposed": "Minimum exposure must be over on the day of the judgement",
     "infusion_interval_days": "Time that one infusion counts for (days)",
     "effect_source": "Whose judgement of the effect the treatment table counts",
     "hoarding_days": "Stock of a dispense carried over, at most (days)",
@@ -144,6 +145,7 @@ _RULES = {
     "mri_grace_days": "MRI after the stop, up to (days)",
     "min_exposure_days": "Minimum exposure (days)",
     "min_exposure_nsaid_days": "Minimum exposure to NSAID (days)",
+    "judged_when_exposed": "Judged before the minimum exposure",
     "effect_source": "Whose judgement counts",
     "require_indication": "Courses without an indication",
     "partial_dates": "Day of an incomplete date",
@@ -152,6 +154,9 @@ _RULES = {
 """The rules of the sensitivity analysis, short enough for a chart."""
 _RULE_VALUES = {
     "True": "left out",
+    "False": "counted",
+    "middle": "middle",
+    "judged": "judged",
     "earliest": "earliest",
     "latest": "latest",
     "worst": "none",

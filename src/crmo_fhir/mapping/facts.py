@@ -495,7 +495,8 @@ def _period(reader: _Reader, resource_type: str, row: Row) -> tuple[PartialDate 
 def _once(row: Row, start: PartialDate | None, end: PartialDate | None) -> bool:
     """Whether a drug was given at one time (a dateTime, or a period of hours), and not over a period.
 
-    A period that ends before it starts is none of hours: it contradicts itself, which `cohort` refuses.
+    A period without an end is a course that goes on (fhir-input). One that ends before it starts is none of hours: it
+    contradicts itself, which `cohort` refuses.
     """
     if end is not None:
         return start is not None and 0 <= (end.high - start.low).days <= 1
@@ -535,7 +536,7 @@ def _stop_reasons(reader: _Reader, resource_type: str, row: Row) -> list[str]:
     names = ["status_reason", "adherence_reason"] if "adherence_reason_code" in row else ["status_reason"]
     with_display = {(c.system, c.code): c for c in displayed(row, *names)}
     codings = [with_display.get((c.system, c.code), c) for c in paired(row, *names)]
-    texts = [text for text in row["status_reason_text"] or () if text]
+    texts = [text for text in (*(row["status_reason_text"] or ()), row.get("adherence_reason_text")) if text]
     told = [*(reasons.translate(coding) for coding in codings), *(reasons.translate_text(text) for text in texts)]
     found = list(dict.fromkeys(reason for reason in told if reason))
     if not found:

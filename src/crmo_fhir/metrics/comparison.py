@@ -64,6 +64,8 @@ def _compare(group: str, tnfi: Sequence[Unit], mtx: Sequence[Unit], parameters: 
     naive = newcombe(n, total, other_n, other_total)
     low, high, left_out = bootstrap_difference(_by_child(tnfi, mtx), parameters.bootstrap_samples)
     clustered = f"{_CLUSTERED}; {left_out} samples without a denominator left out" if left_out else _CLUSTERED
+    if low is None:
+        clustered += "; no interval: the children do not differ"
     ratio = risk_ratio(n, total, other_n, other_total)
     odds = odds_ratio(n, total, other_n, other_total)
     unbound = "" if odds else "all succeeded or all failed: every odds ratio fits"
@@ -124,6 +126,8 @@ def compute_agreement(classes: Mapping[str, Sequence[Row]]) -> list[Estimate]:
                 found = kappa(pairs)
                 value, low, high = found or (None, None, None)
                 reason = "one and the same answer throughout" if total else "no course has both"
+                if found:
+                    reason = "" if low is not None else "no interval: without spread, the variance is 0"
                 names = f"{one.removeprefix('mri_')}-{other.removeprefix('mri_')}"
                 rows += [
                     Estimate(
@@ -134,7 +138,7 @@ def compute_agreement(classes: Mapping[str, Sequence[Row]]) -> list[Estimate]:
                     Estimate(
                         *("agreement", f"{group}-{kind}", "kappa", names, None, None, total, value, low, high),
                         "Cohen's kappa, large-sample interval",
-                        "" if found else reason,
+                        reason,
                     ),
                 ]
     return rows

@@ -9,6 +9,8 @@ from typing import NamedTuple
 CONFIDENCE = 0.95
 SEED = 1
 """Of the bootstrap: the same cohort gives the same interval."""
+NO_VARIANCE = 1e-12
+"""A variance that is 0 but for rounding."""
 EXACT_UP_TO = 5000
 """Beyond so many units an exact interval of an odds ratio costs minutes and is the large-sample one to three digits."""
 
@@ -128,6 +130,7 @@ def kappa(pairs: Mapping[tuple[str, str], int], confidence: float = CONFIDENCE) 
     """Cohen's kappa of how often two sources gave each pair of answers (Cohen 1960; interval of Fleiss, Cohen & Everitt 1969).
 
     None where nothing was answered twice, or where chance alone makes both agree (each gave one and the same answer only).
+    Without spread (they agree throughout) the variance is 0, which says nothing of chance: then there is no interval.
     """
     total = sum(pairs.values())
     answers = sorted({answer for pair in pairs for answer in pair})
@@ -143,7 +146,9 @@ def kappa(pairs: Mapping[tuple[str, str], int], confidence: float = CONFIDENCE) 
     same = sum(share[a, a] * (1 - (row[a] + column[a]) * (1 - value)) ** 2 for a in answers)
     other = sum(share[a, b] * (column[a] + row[b]) ** 2 for a in answers for b in answers if a != b) * (1 - value) ** 2
     variance = (same + other - (value - chance * (1 - value)) ** 2) / ((1 - chance) ** 2 * total)
-    half = _z(confidence) * sqrt(max(variance, 0.0))
+    if variance <= NO_VARIANCE:
+        return Interval(value)
+    half = _z(confidence) * sqrt(variance)
     return Interval(value, max(value - half, -1.0), min(value + half, 1.0))
 
 
@@ -153,7 +158,8 @@ def bootstrap_difference(
     """The percentile interval of a difference of proportions when children are drawn anew with all that is theirs.
 
     `children` holds (n, total, other n, other total) of each child. A sample with 0 in a denominator has no difference; the
-    third value is how many there were, and the ends are None where no sample has one (Efron & Tibshirani 1993, chapter 13).
+    third value is how many there were, and the ends are None where no sample has one (Efron & Tibshirani 1993, chapter 13), or
+    where all have the same one: drawing children who are alike shows no spread, however few they are.
     Children who are alike are drawn together, so that neither their order nor their number costs anything.
     """
     import numpy as np
@@ -168,6 +174,8 @@ def bootstrap_difference(
     if len(whole) == 0:
         return None, None, samples
     differences = whole[:, 0] / whole[:, 1] - whole[:, 2] / whole[:, 3]
+    if np.ptp(differences) < NO_VARIANCE:
+        return None, None, samples - len(whole)
     tail = (1 - confidence) / 2
     low, high = (float(end) for end in np.quantile(differences, [tail, 1 - tail]))
     return low, high, samples - len(whole)

@@ -35,6 +35,8 @@ class Parameters:
     mri_grace_days: int = 60
     min_exposure_nsaid_days: int = 28
     min_exposure_days: int = 84
+    judged_when_exposed: bool = False
+    """Whether the minimum exposure must be over on the day of the judgement, and not only by the end of the course (edge case E24)."""
     nsaid_escalation_months: int = 12
     glucocorticoid_escalation_days: int = 28
     infusion_interval_days: dict[str, int] = field(default_factory=lambda: {"infliximab": 56})
@@ -101,8 +103,9 @@ SENSITIVITY: dict[str, tuple[object, ...]] = {
     "mri_grace_days": (0, 120),
     "min_exposure_days": (0, 28, 168),
     "min_exposure_nsaid_days": (0, 84),
+    "judged_when_exposed": (True,),
     "partial_dates": ("earliest", "latest"),
     "require_indication": (True,),
     "effect_source": ("reviewed", "judged-or-reviewed", "derived"),
 }
-"""What each headline figure is computed with besides: one rule changed at a time."""
+"""What each headline figure is computed with besides, and with the default where that is changed: one rule at a time."""
