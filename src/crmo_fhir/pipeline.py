@@ -19,7 +19,7 @@ from zoneinfo import ZoneInfo
 
 from crmo_fhir import __version__
 from crmo_fhir.errors import IncompleteError, IntegrityError, PrivacyError, SignInError, UsageError
-from crmo_fhir.model.parameters import SENSITIVITY, Parameters
+from crmo_fhir.model.parameters import EFFECT_SOURCES, SENSITIVITY, Parameters
 from crmo_fhir.model.records import WHOLE
 from crmo_fhir.model.results import NO_ANALYSIS, Analysis
 
@@ -616,7 +616,10 @@ def _vary(cohort: "Cohort", parameters: Parameters) -> "pd.DataFrame":
             if value != getattr(parameters, name):
                 changed: dict[str, Any] = {name: value}
                 variant = replace(parameters, **changed)
-                counts = compute_headlines(patients, derive_treatment(cohort.told, variant).rows, variant)
+                scores = "derived" in EFFECT_SOURCES[variant.effect_source]
+                counts = compute_headlines(
+                    patients, derive_treatment(cohort.told, variant, scores=scores).rows, variant
+                )
                 rows += [
                     {"parameter": name, "value": str(value), "group": group, "n": n, "N": whole}
                     for group, (n, whole) in counts.items()

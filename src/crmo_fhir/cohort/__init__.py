@@ -186,8 +186,11 @@ def derive_cohort(
     return Cohort(tables, data_lock, told.orders_count, told)
 
 
-def derive_treatment(told: Told, parameters: Parameters) -> Treated:
-    """Courses and their effect: all that the thresholds of treatment and judgement decide. Who is in the cohort is settled."""
+def derive_treatment(told: Told, parameters: Parameters, *, scores: bool = True) -> Treated:
+    """Courses and their effect: all that the thresholds of treatment and judgement decide. Who is in the cohort is settled.
+
+    Without `scores` no answer is derived from them, which is half of the work; no figure of the other origins needs one.
+    """
     refused: list[Row] = []
     exposures = {}
     for person, rows in told.exposures.items():
@@ -210,7 +213,7 @@ def derive_treatment(told: Told, parameters: Parameters) -> Treated:
                 course.flags.add("stale")
     attributed = attribute_effects(told.observed, courses, told.imaging, parameters)
     attributed += attribute_reviews(told.reviews, courses, told.person_of, parameters)
-    derived, changes = derive_answers(courses, told.series, parameters)
+    derived, changes = derive_answers(courses, told.series if scores else {}, parameters)
     judged, assessments = derive_effect(courses, [*attributed, *derived], parameters)
     for course_name, change in changes.items():
         judged[course_name] |= change
