@@ -154,6 +154,16 @@ def test_help_is_light():
     assert "extract" in ran.stdout
 
 
+def test_records_of_a_folder_need_nothing_that_speaks_http():
+    code = (
+        "import sys\n"
+        "from crmo_fhir.source import files\n"
+        "assert not {'requests', 'urllib3', 'crmo_fhir.fhir.client'} & set(sys.modules)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 # Each of the 28 quantities of the source: what the program computes, as it stands beside the printed figure.
 QUANTITIES = """
 id   | computed

@@ -436,3 +436,11 @@ def _target(url: str, target: Mapping[str, Any]) -> _Target:
     if any(one.get("property") != DISPLAY_CONTAINS for one in conditions):
         raise UsageError(f"ConceptMap {url}: dependsOn can only be {DISPLAY_CONTAINS}: correct the file")
     return _Target(target["code"], tuple(fold(one.get("value", "")) for one in conditions))
+
+
+def is_subsetted(resource: Mapping[str, Any]) -> bool:
+    """Whether a resource says that it is only a part of itself (FHIR R4 search, `_summary` and `_elements`)."""
+    meta = resource.get("meta")
+    tags = meta.get("tag") if isinstance(meta, dict) else None
+    found = tags if isinstance(tags, list) else []
+    return any(isinstance(tag, dict) and tag.get("code") == "SUBSETTED" for tag in found)

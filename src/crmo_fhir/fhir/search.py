@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit
 from crmo_fhir.errors import IncompleteError
 from crmo_fhir.fhir import references, strict
 from crmo_fhir.fhir.client import FORM, Answer, FhirClient
+from crmo_fhir.fhir.codings import is_subsetted
 from crmo_fhir.fhir.outcomes import issue_codes, said
 
 MAX_PAGES_WITHOUT_NEWS = 5
@@ -250,14 +251,6 @@ def _next(client: FhirClient, page_url: str, link: str, where: str) -> str:
         raise IncompleteError(
             f"{where}: the next page is on another origin; it was not fetched (--allow-origin, if that is right)"
         ) from error
-
-
-def is_subsetted(resource: Mapping[str, Any]) -> bool:
-    """Whether a resource says that it is only a part of itself (FHIR R4 search, `_summary` and `_elements`)."""
-    meta = resource.get("meta")
-    tags = meta.get("tag") if isinstance(meta, dict) else None
-    found = tags if isinstance(tags, list) else []
-    return any(isinstance(tag, dict) and tag.get("code") == "SUBSETTED" for tag in found)
 
 
 def _total(page: Mapping[str, Any]) -> int | None:

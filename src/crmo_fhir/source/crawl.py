@@ -26,9 +26,9 @@ import msgspec
 from crmo_fhir.errors import IncompleteError
 from crmo_fhir.fhir import references
 from crmo_fhir.fhir.client import FhirClient, ForbiddenError, RefusedError
-from crmo_fhir.fhir.codings import CodeSet
+from crmo_fhir.fhir.codings import CodeSet, is_subsetted
 from crmo_fhir.fhir.references import Key
-from crmo_fhir.fhir.search import Account, Match, ShortError, capabilities, check_total, count, is_subsetted
+from crmo_fhir.fhir.search import Account, Match, ShortError, capabilities, check_total, count
 from crmo_fhir.fhir.search import search as find
 from crmo_fhir.model.records import READ_TYPES, STRONGER_THAN_ORDERS, LedgerRow, Pull, Record, State
 from crmo_fhir.source import plan, selection

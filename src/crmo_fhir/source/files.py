@@ -23,9 +23,8 @@ import msgspec
 
 from crmo_fhir.errors import IncompleteError, UsageError
 from crmo_fhir.fhir import references, strict
-from crmo_fhir.fhir.codings import CodeSet
+from crmo_fhir.fhir.codings import CodeSet, is_subsetted
 from crmo_fhir.fhir.references import Identifier, Key
-from crmo_fhir.fhir.search import is_subsetted
 from crmo_fhir.model.records import READ_TYPES, Broken, LedgerRow, Pull, Record, SourceFile
 from crmo_fhir.source import selection
 from crmo_fhir.source.selection import HYDRATED, Person
