@@ -9,6 +9,7 @@ import string
 import subprocess
 import sys
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import analyses
@@ -19,7 +20,7 @@ from unit.test_export import EMPTY, HOSTILE, RESULTS, STUDY, Page
 from crmo_fhir.export import charts, checklist, report, sections, table1
 from crmo_fhir.export.report import report_html
 from crmo_fhir.export.texts import LANGUAGES, Texts
-from crmo_fhir.model.results import Analysis, Bar, Estimate, Timeline, Trend
+from crmo_fhir.model.results import NO_ANALYSIS, Analysis, Bar, Estimate, Timeline, Trend
 from crmo_fhir.model.study import Disclosure
 from crmo_fhir.model.tables import EFFECTS, FOCALITIES, SEXES
 
@@ -54,7 +55,8 @@ def words() -> set[str]:
     ):
         found |= set(names.values())
     found |= {text for stop in sections.STOPS.values() for text in stop}
-    found |= {text for row in checklist.RECORD for text in row[1:]}
+    found |= {text for item in checklist.RECORD for text in (item.asked, item.said, item.add)}
+    found |= {about for item in checklist.RECORD for _, about in item.sections} | set(checklist.SECTIONS.values())
     found |= {*SEXES, *FOCALITIES, "yes", "no"}
     return found - {""}
 
@@ -236,7 +238,7 @@ def test_every_way_of_the_flow_is_drawn_or_told():
 
 
 def test_the_thirteen_items_of_record_are_listed():
-    assert [row[0] for row in checklist.RECORD] == [
+    assert [item.number for item in checklist.RECORD] == [
         "1.1",
         "1.2",
         "1.3",
@@ -266,6 +268,30 @@ def test_charts_leave_the_settings_of_matplotlib_alone():
     )
     ran = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+RELEASED = replace(STUDY, disclosure=Disclosure(5), attrition=(), unmapped=(), ledger={}, warnings=())
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+@pytest.mark.parametrize(("study", "analysis"), [(STUDY, ANALYSIS), (RELEASED, NO_ANALYSIS)], ids=["own", "released"])
+def test_every_section_that_record_names_is_on_the_page(lang, study, analysis):
+    page = unescape(report_html(RESULTS, study, None, analysis, lang))
+    headings = dict(re.findall(r'<section id="([\w-]+)">\s*<h2>(.*?)</h2>', page))
+    record = page[page.index('<section id="record">') :]
+    links = re.findall(r'<a href="#([\w-]+)">(.*?)</a>', record)
+    named = {name for item in checklist.RECORD for name, _ in item.sections}
+    assert named == set(checklist.SECTIONS)
+    assert [(name, title) for name, title in links if headings.get(name) != title] == []
+    assert {name for name, _ in links} == named & set(headings)
+    assert named <= set(headings) or study is RELEASED
+    # what only the other page has is named as that, and nowhere else
+    t = Texts(lang)
+    only = t("Only in the hospital's own report, which is not released: {sections}.", sections="|").split("|")
+    kept = re.findall(re.escape(only[0]) + r"(.*?)\.</td>", record)
+    absent = [t(checklist.SECTIONS[name]) for name in checklist.SECTIONS if name not in headings]
+    assert {title for cell in kept for title in cell.split("; ")} == set(absent)
+    assert all(record.count(title) == sum(title in cell for cell in kept) for title in absent)
 
 
 def test_an_svg_names_itself_and_holds_no_address():

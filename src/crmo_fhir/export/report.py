@@ -7,7 +7,7 @@ and stripped of control and text-direction characters.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import date
 from fractions import Fraction
@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from crmo_fhir.export import sections
-from crmo_fhir.export.checklist import RECORD
+from crmo_fhir.export.checklist import RECORD, SECTIONS, Item
 from crmo_fhir.export.table1 import (
     COHORT_STRATIFIERS,
     CONFIDENTIAL,
@@ -60,6 +60,8 @@ _READINGS = {
     "best-ever": "Best effect at any time of the treatment",
     "6-months": "Effect nearest to six months of treatment",
 }
+_ALWAYS, _INTERNAL = ("effect", "reading", "parameters"), ("attrition", "quality")
+"""Of the sections that RECORD names, those that every page has, and those with counts that no release can show."""
 _IN_FIRST_TABLE = ("treated", "not-evaluable")
 """Readings that the table of treatment effect holds as its last column."""
 _NOTES = {
@@ -213,6 +215,7 @@ def report_html(
     unmapped = sorted(study.unmapped, key=_by_count)
     steps = list(_steps(study))
     parts = _sections(t, analysis, figures)
+    internal = study.disclosure.mode == "internal"
     return environment.get_template("report.html.j2").render(
         t=t,
         study=study,
@@ -254,8 +257,18 @@ def report_html(
         parts=parts,
         readings=list(sections.reading_grids(t, analysis.estimates)),
         parameters=list(_parameters(t, study.parameters)),
-        record=RECORD,
+        record=list(_record(t, {*_ALWAYS, *parts, *(_INTERNAL if internal else ())}, internal=internal)),
     )
+
+
+def _record(
+    t: Texts, present: Collection[str], *, internal: bool
+) -> Iterator[tuple[Item, list[tuple[str, str, str]], str]]:
+    """Each item of RECORD with the sections of this page that hold it (id, title, what of it), and those only held elsewhere."""
+    for item in RECORD:
+        here = [(name, t(SECTIONS[name]), t(about)) for name, about in item.sections if name in present]
+        kept = [t(SECTIONS[name]) for name, _ in item.sections if name not in present and not internal]
+        yield item, here, "; ".join(kept)
 
 
 def _sections(t: Texts, analysis: Analysis, figures: Figures) -> dict[str, sections.Section]:
