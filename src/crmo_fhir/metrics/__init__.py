@@ -73,10 +73,10 @@ def compute_analysis(
     estimates = (
         *compute_comparison(units, parameters),
         *compute_survival(classes, patients, rows["assessments"], parameters),
-        *compute_switches(classes["tnfi"]),
+        *compute_switches(courses.of_class("TNF")),
         *compute_agreement(classes),
         *compute_sensitivity(units, patients, courses, varied, parameters),
-        *compute_readings(classes["tnfi"]),
+        *compute_readings(courses.of_class("TNF")),
         *compute_mentioned(patients, courses, rows["labs"]),
     )
     return Analysis(estimates, derive_timelines(rows, parameters), derive_trends(rows))

@@ -30,7 +30,7 @@ STRATIFIERS = ("agent", "line", "sex", "focality", "sapho")
 
 @dataclass(frozen=True, slots=True)
 class Courses:
-    """The courses of a cohort in order of start: all of each child, and by class those that count."""
+    """The courses of a cohort in order of start and number: all of each child, and by class those that count."""
 
     by_person: Mapping[str, Sequence[Row]]
     by_class: Mapping[str, Mapping[str, Sequence[Row]]]
@@ -40,7 +40,7 @@ class Courses:
         """Group the rows of the table `courses`, whatever their order."""
         by_person: dict[str, list[Row]] = defaultdict(list)
         by_class: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
-        for course in sorted(rows, key=lambda c: (c["person"], c["start"], c["course"])):
+        for course in sorted(rows, key=lambda c: (c["person"], c["start"], c["course_no"] or 0, c["course"])):
             by_person[course["person"]].append(course)
             if course["left_out"] is None:
                 by_class[course["drug_class"]][course["person"]].append(course)

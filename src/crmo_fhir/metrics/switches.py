@@ -1,7 +1,7 @@
 """What became of the TNF-α courses, line by line, and the ways to count them (clinical rules §1, §2)."""
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 from crmo_fhir.metrics.response import Courses, Row
@@ -11,21 +11,14 @@ from crmo_fhir.model.tables import FAILURES
 ONGOING, STOPPED = "ongoing", "stopped"
 
 
-def _by_child(courses: Sequence[Row]) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = defaultdict(list)
-    for course in sorted(courses, key=lambda c: (c["person"], c["course_no"])):
-        found[course["person"]].append(course)
-    return found
-
-
-def compute_switches(tnfi: Sequence[Row]) -> list[Estimate]:
-    """From each line where to, and why: n of the N courses of the line.
+def compute_switches(tnfi: Mapping[str, Sequence[Row]]) -> list[Estimate]:
+    """From each line where to, and why: n of the N courses of the line; `tnfi` are the courses that count, by child.
 
     `stratum` is `1>2` (`1>1` a re-start, `2>1` back to an earlier agent), `1>ongoing` or `1>stopped` where no further course
     came; `statistic` is the class of the reason of the stop.
     """
     flows: Counter[tuple[int, str, str]] = Counter()
-    for own in _by_child(tnfi).values():
+    for own in tnfi.values():
         for one, two in pairwise([*own, None]):
             assert one is not None
             last = ONGOING if one["stop_reason"] == "ongoing" else STOPPED
@@ -44,42 +37,42 @@ def compute_switches(tnfi: Sequence[Row]) -> list[Estimate]:
     ]
 
 
-def compute_readings(tnfi: Sequence[Row]) -> Iterator[Estimate]:
-    """Every way to count the treatments with a TNF-α inhibitor, each said in words."""
-    children = _by_child(tnfi)
-    last = {person: max(c["line_no"] for c in own) for person, own in children.items()}
-    pairs = [pair for own in children.values() for pair in pairwise(own)]
+def compute_readings(tnfi: Mapping[str, Sequence[Row]]) -> Iterator[Estimate]:
+    """Every way to count the treatments with a TNF-α inhibitor, each said in words; `tnfi` as for the switches."""
+    every = [course for own in tnfi.values() for course in own]
+    last = [max(c["line_no"] for c in own) for own in tnfi.values()]
+    pairs = [pair for own in tnfi.values() for pair in pairwise(own)]
     changes = [(one, two) for one, two in pairs if two["agent"] != one["agent"]]
     ahead = [(one, two) for one, two in changes if two["line_no"] > one["line_no"]]
     failed = sum(one["stop_reason"] in FAILURES for one, _ in changes)
-    courses, lines = len(tnfi), sum(last.values())
+    children, courses, lines = len(tnfi), len(every), sum(last)
 
     def reading(statistic: str, n: int, whole: int, note: str, stratum: str = "") -> Estimate:
         return Estimate("reading", "tnfi", statistic, stratum, n=n, N=whole, note=note)
 
-    yield reading("children", len(children), len(children), "children with at least one course")
+    yield reading("children", children, children, "children with at least one course")
     yield reading(
         "courses", courses, courses, "courses: a re-start after a break, or a return to an agent, counts again"
     )
     yield reading("lines", lines, lines, "lines reached, added up over the children: each agent of a child once")
-    for number in range(1, max([3, *last.values()]) + 1):
+    for number in range(1, max([3, *last]) + 1):
         note = "children who came to this line, or beyond it"
-        yield reading("reached", sum(n >= number for n in last.values()), len(last), note, str(number))
-    for number in range(1, max([3, *last.values()]) + 1):
+        yield reading("reached", sum(n >= number for n in last), children, note, str(number))
+    for number in range(1, max([3, *last]) + 1):
         note = "children whose last line this is: the readings exclude one another"
-        yield reading("ended-at", sum(n == number for n in last.values()), len(last), note, str(number))
+        yield reading("ended-at", sum(n == number for n in last), children, note, str(number))
     restarts = len(pairs) - len(changes)
     yield reading("re-starts", restarts, courses, "courses of the same agent as the course before, after a break")
     yield reading(
         "returns", len(changes) - len(ahead), courses, "courses of an agent of an earlier line, after another agent"
     )
-    yield reading("judged", sum(c["effect"] is not None for c in tnfi), courses, "courses with a clinical judgement")
+    yield reading("judged", sum(c["effect"] is not None for c in every), courses, "courses with a clinical judgement")
     yield reading(
-        "evaluable", sum(bool(c["evaluable"]) for c in tnfi), courses, "courses evaluable for clinical effect"
+        "evaluable", sum(bool(c["evaluable"]) for c in every), courses, "courses evaluable for clinical effect"
     )
-    yield reading("mri", sum(c["mri"] is not None for c in tnfi), courses, "courses evaluated by MRI")
-    with_mri = {c["person"] for c in tnfi if c["mri"] is not None}
-    yield reading("mri-children", len(with_mri), len(children), "children with a course evaluated by MRI")
+    yield reading("mri", sum(c["mri"] is not None for c in every), courses, "courses evaluated by MRI")
+    with_mri = sum(any(c["mri"] is not None for c in own) for own in tnfi.values())
+    yield reading("mri-children", with_mri, children, "children with a course evaluated by MRI")
     yield reading("changes", len(changes), courses, "courses begun after a course of another agent")
     yield reading(
         "changes-for-failure", failed, len(changes), "changes of agent after a stop for inefficacy or an adverse event"
