@@ -106,7 +106,7 @@ RECORD = (
         "Selection of the persons included, with filtering by quality, availability and linkage; a flow diagram",
         (("attrition", ""),),
         "",
-        "The diagram, where it is to be printed.",
+        "The diagram, in the publication.",
     ),
     Item(
         "19.1",

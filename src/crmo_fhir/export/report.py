@@ -53,10 +53,10 @@ _READINGS = {
     "best-case": "Best case: not evaluable counted as effect",
     "itt": "Intention to treat: stopped for an adverse event before any judgement counted as no effect",
     "patients": "By patient: effect in any course",
-    "judged": "Effect as Observations judge it",
-    "reviewed": "Effect as the review worksheet judges it",
-    "judged-or-reviewed": "Effect as judged, and as reviewed where no Observation judges it",
-    "derived": "Effect derived from measurements instead of judged",
+    "judged": "Effect as judged in the records",
+    "reviewed": "Effect as judged in the review worksheet",
+    "judged-or-reviewed": "Effect as judged in the records, else in the review worksheet",
+    "derived": "Effect derived from scores and MRI instead of judged",
     "best-ever": "Best effect at any time of the treatment",
     "6-months": "Effect nearest to six months of treatment",
 }
@@ -151,7 +151,7 @@ _RULES = {
     "effect_source": "Whose judgement counts",
     "require_indication": "Courses without an indication",
     "partial_dates": "Day of an incomplete date",
-    "evaluability": "Effect in those nobody judged",
+    "evaluability": "Those not judged count as",
 }
 """The rules of the sensitivity analysis, short enough for a chart."""
 _RULE_VALUES = {
@@ -161,8 +161,8 @@ _RULE_VALUES = {
     "judged": "judged",
     "earliest": "earliest",
     "latest": "latest",
-    "worst": "none",
-    "best": "all",
+    "worst": "no effect",
+    "best": "effect",
     "reviewed": "reviewed",
     "judged-or-reviewed": "judged/reviewed",
     "derived": "derived",
@@ -457,10 +457,18 @@ def _steps(study: Study) -> Iterator[tuple[str, list[tuple[str, str, int, int]]]
             part = _LATER_STEPS.get(step, "Patients")
             name = _STEPS.get(step, step[:1].upper() + step[1:])
         counts = int(str(row["dropped"])), int(str(row["kept"]))
-        parts.setdefault(part, []).append((name, _REASONS.get(reason, reason), *counts))
+        parts.setdefault(part, []).append((name, _reason(reason), *counts))
     for part in ("Patients", "Records", *_LATER_STEPS.values()):
         if parts.get(part):
             yield part, parts[part]
+
+
+def _reason(reason: str) -> str:
+    """A reason of the attrition in words: an analyte by its name, a status without the hyphens of its code."""
+    first, space, rest = reason.partition(" ")
+    if first == "status":
+        return f"{first}: {rest.replace('-', ' ')}"
+    return sections.ANALYTES[first] + space + rest if first in sections.ANALYTES else _REASONS.get(reason, reason)
 
 
 def _kind(resource_type: str) -> str:

@@ -83,9 +83,9 @@ ANALYTES = {
     "physician-global": "Physician global",
     "patient-global": "Patient global",
     "chaq": "C-HAQ",
-    "pain-vas": "Pain (VAS)",
-    "pain-nrs": "Pain (NRS)",
-    "pain-faces": "Pain (faces scale)",
+    "pain-vas": "Pain, VAS",
+    "pain-nrs": "Pain, NRS",
+    "pain-faces": "Pain, faces scale",
     "pain-severity": "Pain severity",
     "cdas": "CNO CDAS",
     "rai-cromris": "RAI-CROMRIS",
@@ -105,7 +105,7 @@ GROUPS = {
 STATISTICS = {
     "proportion": "Proportion",
     "risk-difference": "Risk difference",
-    "risk-difference-by-child": "Risk difference, children drawn anew (bootstrap)",
+    "risk-difference-by-child": "Risk difference, bootstrap by child",
     "risk-ratio": "Risk ratio",
     "odds-ratio": "Odds ratio",
     "fisher-p": "p by Fisher's exact test",
@@ -123,6 +123,16 @@ MENTIONED = {
     "bisphosphonate": "Bisphosphonate",
     "laboratory": "Blood tests",
 }
+SAID = {
+    "wilson": "Wilson",
+    "clopper-pearson": "Clopper–Pearson",
+    "descriptive: the same children in sequence": "",
+    "every unit taken as independent, although courses cluster in children": "units taken as independent",
+    "children drawn anew with all their courses": "children drawn with all their courses",
+    "units weigh the same (independence working correlation)": "units weigh the same",
+    "not reached: more than half are left at the end": "not reached",
+}
+"""Methods and notes of statistics.csv that are said shorter here, or by the text of their section."""
 SOURCES = {"judged": "judged", "reviewed": "reviewed", "derived": "derived"}
 SHORT = {
     "etanercept": "ETN",
@@ -318,14 +328,20 @@ def _counts(one: Estimate) -> str:
 
 
 def _estimates(t: Texts, caption: str, rows: Sequence[Estimate]) -> Grid:
-    """Estimates as a table, in parts by what they are of."""
+    """Estimates as a table, in parts by what they are of; what is to be said of every row is said once."""
     parts: dict[str, list[tuple[str, ...]]] = {}
-    for one in rows:
+    notes = [
+        [t(said) for part in (one.method, *one.note.split("; ")) if (said := SAID.get(part, part))] for one in rows
+    ]
+    shared = [part for part in notes[0] if all(part in own for own in notes)] if len(notes) > 1 else []
+    if shared:
+        caption = t("{caption} All rows: {notes}.", caption=caption, notes="; ".join(shared))
+    for one, own in zip(rows, notes, strict=True):
         value, ends = _value(t, one)
         name = t(STATISTICS.get(one.statistic, one.statistic))
         if one.stratum:
             name += f": {_stratum(t, one.stratum)}"
-        about = "; ".join(t(part) for part in (one.method, *one.note.split("; ")) if part)
+        about = "; ".join(part for part in own if part not in shared)
         parts.setdefault(t(GROUPS.get(one.group, one.group)), []).append((name, _counts(one), value, ends, about))
     return Grid(
         caption,
@@ -376,7 +392,7 @@ def agreement_section(t: Texts, estimates: Sequence[Estimate]) -> Section | None
     both = [row for row in rows if row.N]
     none = t("No course is judged by more than one source.")
     caption = t(
-        "Judged: as an observation in the records says. Reviewed: by the worksheet of clinicians. Derived: from scores. Agreement in percent; kappa: 1 is full agreement, 0 what chance alone would give."
+        "Judged: in the records. Reviewed: in the review worksheet. Derived: from scores and MRI. Agreement in percent; kappa: 1 is full agreement, 0 what chance alone would give."
     )
     title = t("Agreement between the sources of the effect")
     return Section("agreement", title, () if both else (none,), grids=(_estimates(t, caption, both),) if both else ())
@@ -465,7 +481,7 @@ def curves_section(
     if not found and not rest:
         return None
     grids = (
-        (_estimates(t, t("Median time to the event of the curve; n: those who had it, N: all courses."), rest),)
+        (_estimates(t, t("Median time to the event of the curve. n: courses with the event, N: all courses."), rest),)
         if rest
         else ()
     )
@@ -498,7 +514,7 @@ def _curves_chart(
         for tick, risk in curve.at_risk:
             at = _at(rows, tick)
             value = (0.0 if from_zero else 1.0) if at is None else at.value
-            ends = "–" if at is None or not tick else _limits(t, at.low, at.high)
+            ends = "–" if at is None or at.low == at.high else _limits(t, at.low, at.high)  # before any event
             lines.append((curve.name, ticks[tick], str(risk), _share(t, value), ends))
     head = t(GROUPS.get(panel, panel)) if panel else ""
     if head and not several:
@@ -547,7 +563,7 @@ def timelines_section(t: Texts, timelines: Sequence[Timeline]) -> Section | None
     short = ", ".join(f"{_short(agent)} {t(agent)}" for agent in agents)
     told = [
         t(
-            "Each row is one child, named by a number that stands in no record; the thin line is the time observed since the diagnosis. A number in a bar is the line of TNF-α inhibitor."
+            "Each row is one child, named by a number that stands in no record; the thin line is the time observed since the diagnosis. The number in a bar is the line: 1 is the first TNF-α inhibitor of the child."
         )
     ]
     if short:
@@ -760,7 +776,7 @@ def trends_section(t: Texts, trends: Sequence[Trend]) -> Section | None:
         frozenset((1, 2, 3)),
     )
     told = t(
-        "Day 0 is the start of the first TNF-α inhibitor, in children without one that of methotrexate. Thin lines: single children. Thick bars: median of the last value of each child in the period they span. Who was measured changes from period to period."
+        "Month 0 is the start of the first TNF-α inhibitor or, in children without one, of methotrexate. Thin lines: single children. Thick bars: median of the last value of each child in the period they span. Who was measured changes from period to period."
     )
     if hidden:
         told += " " + t(
@@ -819,6 +835,7 @@ def sensitivity_section(
         return None
     parts: list[charts.Bars] = []
     table: list[tuple[str, tuple[tuple[str, ...], ...]]] = []
+    tried: dict[str, dict[str, None]] = {}
     for group in dict.fromkeys(row.group for row in rows):
         whole = figures.overall(group)
         base = whole.proportion if whole else None
@@ -829,15 +846,17 @@ def sensitivity_section(
             lines.append(
                 (
                     t("As in the first table"),
-                    "",
+                    "–",
                     f"{whole.n}/{whole.N}",
                     _share(t, base),
                     t.number(interval(whole)) or "–",
                 )
             )
-        for row in (row for row in rows if row.group == group and row.stratum):
+        for row in sorted((row for row in rows if row.group == group and row.stratum), key=_by_rule):
             name, value = rule(*row.stratum.partition("=")[::2])
-            lines.append((name, value, _counts(row), _share(t, row.value), _limits(t, row.low, row.high)))
+            tried.setdefault(name, {})[value] = None
+            if whole is None or (row.n, row.N) != (whole.n, whole.N):
+                lines.append((name, value, _counts(row), _share(t, row.value), _limits(t, row.low, row.high)))
             if row.value is not None:
                 by_rule[name].append((value, 100 * row.value))
         table.append((title, tuple(lines)))
@@ -846,7 +865,10 @@ def sensitivity_section(
             moved = sorted((name for name in spans if spans[name] > 1e-9), key=lambda name: (-spans[name], name))
             parts.append(charts.Bars(title, 100 * base, tuple((name, tuple(by_rule[name])) for name in moved)))
     grid = Grid(
-        t("Each figure with one rule changed, all others as in the first table."),
+        t(
+            "Each figure as it becomes with one rule changed and all others as in the first table; what changes nothing is not listed. Tried: {rules}.",
+            rules="; ".join(f"{name}: {', '.join(values)}" for name, values in tried.items()),
+        ),
         (t("Rule"), t("Value"), "n/N", "%", t("95 % CI")),
         tuple(table),
         frozenset((1, 2, 3, 4)),
@@ -860,7 +882,7 @@ def sensitivity_section(
                 t("What the choice of rules changes"),
                 said,
                 t(
-                    "Bars reach from the least to the greatest percentage that a rule gives, beside them the value of the rule; the line is the figure of the first table. Rules that change nothing have no bar."
+                    "Bars reach from the least to the greatest percentage that a rule gives, beside them the value of the rule; the line is the figure of the first table. A rule that changes nothing has no bar."
                 ),
                 partial(charts.draw_tornado, parts=shown, axis=t("percent with the effect")),
                 grid,
@@ -876,6 +898,12 @@ def sensitivity_section(
         chart,
         () if shown else (grid,),
     )
+
+
+def _by_rule(row: Estimate) -> tuple[str, float, str]:
+    """The order of a rule and its value, numbers by their size."""
+    name, _, value = row.stratum.partition("=")
+    return name, float(value) if value.isdigit() else 0.0, value
 
 
 def reading_grids(t: Texts, estimates: Sequence[Estimate]) -> Iterator[Grid]:
