@@ -54,7 +54,9 @@ def words() -> set[str]:
         *(table1.STRATIFIERS, table1.TREATMENT_GROUPS),
     ):
         found |= set(names.values())
-    found |= {text for stop in sections.STOPS.values() for text in stop}
+    found |= {text for stop in sections.STOPS.values() for text in stop} | (
+        set(sections.SAID.values()) - set(sections.INTERVALS.values())
+    )
     found |= {text for item in checklist.RECORD for text in (item.asked, item.said, item.add)}
     found |= {about for item in checklist.RECORD for _, about in item.sections} | set(checklist.SECTIONS.values())
     found |= {*SEXES, *FOCALITIES, "yes", "no"}
@@ -215,6 +217,48 @@ def test_a_curve_is_told_at_each_year_with_who_is_left():
         ("0.5", "4", "100.0"),
         ("1", "3", "75.0"),
     ]
+
+
+def test_before_the_first_event_a_curve_has_no_interval():
+    rows = [
+        Estimate("survival", "tnfi", "retained", "", day, n, 4, value, low, high)
+        for day, n, value, low, high in ((0, 4, 1.0, 1.0, 1.0), (183, 4, 1.0, 1.0, 1.0), (365, 4, 0.5, 0.1, 0.8))
+    ]
+    section = sections.curves_section(Texts("en"), rows, "survival", "Kept", (), "percent", from_zero=False)
+    assert section is not None
+    assert [row[-1] for row in section.charts[0].grid.parts[0][1]] == ["–", "–", "10.0–80.0"]
+
+
+def test_what_holds_for_every_row_is_said_once():
+    rows = [
+        Estimate("agreement", "g", "kappa", name, None, None, 3, 0.5, 0.1, 0.9, "one", note)
+        for name, note in (("a", "two; x"), ("b", "two"))
+    ]
+    grid = sections._estimates(Texts("en"), "A table.", rows)
+    assert grid.caption == "A table. All rows: one; two."
+    assert [row[-1] for row in grid.parts[0][1]] == ["x", ""]
+    assert sections._estimates(Texts("en"), "A table.", rows[:1]).parts[0][1][0][-1] == "one; two; x"
+
+
+def test_a_rule_that_changes_nothing_is_told_of_once():
+    figures = table1.Figures(tuple(RESULTS))
+    whole = figures.overall("mtx-clinical")
+    rows = [
+        Estimate("sensitivity", "mtx-clinical", "proportion", stratum, None, n, total, n / total, 0.0, 0.5)
+        for stratum, n, total in (
+            ("", whole.n, whole.N),
+            ("gap_days=180", whole.n, whole.N),
+            ("gap_days=30", whole.n + 1, whole.N),
+            ("stale_days=9", whole.n, whole.N),
+        )
+    ]
+    section = sections.sensitivity_section(Texts("en"), rows, figures, lambda rule, value: (rule, value))
+    grid = section.charts[0].grid
+    assert [row[:3] for row in grid.parts[0][1]] == [
+        ("As in the first table", "–", f"{whole.n}/{whole.N}"),
+        ("gap_days", "30", f"{whole.n + 1}/{whole.N}"),
+    ]
+    assert "Tried: gap_days: 30, 180; stale_days: 9." in grid.caption
 
 
 def test_every_way_of_the_flow_is_drawn_or_told():

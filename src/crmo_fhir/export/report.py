@@ -40,7 +40,6 @@ from crmo_fhir.model.study import Study
 UNMAPPED_SHOWN = 100
 """The most frequent unmapped codes are printed; `cohort/unmapped.csv` holds them all."""
 
-_INTERVALS = {"wilson": "Wilson", "clopper-pearson": "Clopper–Pearson"}
 _UNITS = {
     "patient": "patients",
     "course": "courses",
@@ -222,7 +221,7 @@ def report_html(
         disclosure=describe_disclosure(study.disclosure),
         confidential=CONFIDENTIAL,
         shown=shown,
-        interval=_INTERVALS.get(study.parameters.interval, study.parameters.interval),
+        interval=sections.INTERVALS.get(study.parameters.interval, study.parameters.interval),
         treatment=[
             (group, _line(t, name, row, _not_evaluable(t, figures, group))) for group, name, row in _treatment(figures)
         ],
@@ -488,7 +487,7 @@ def _parameters(t: Texts, parameters: Parameters) -> Iterator[tuple[str, str, st
     for field in fields(Parameters):
         value, usual = getattr(parameters, field.name), getattr(default, field.name)
         if field.name == "interval":
-            value, usual = (_INTERVALS.get(method, method) for method in (value, usual))
+            value, usual = (sections.INTERVALS.get(method, method) for method in (value, usual))
         name = t(_PARAMETERS.get(field.name, field.name))
         yield name, _shown(t, value), _shown(t, usual), value != usual
 

@@ -123,13 +123,14 @@ MENTIONED = {
     "bisphosphonate": "Bisphosphonate",
     "laboratory": "Blood tests",
 }
+INTERVALS = {"wilson": "Wilson", "clopper-pearson": "Clopper–Pearson"}
 SAID = {
-    "wilson": "Wilson",
-    "clopper-pearson": "Clopper–Pearson",
+    **INTERVALS,
     "descriptive: the same children in sequence": "",
     "every unit taken as independent, although courses cluster in children": "units taken as independent",
     "children drawn anew with all their courses": "children drawn with all their courses",
     "units weigh the same (independence working correlation)": "units weigh the same",
+    "Cohen's kappa, large-sample interval": "large-sample interval",
     "not reached: more than half are left at the end": "not reached",
 }
 """Methods and notes of statistics.csv that are said shorter here, or by the text of their section."""
