@@ -51,8 +51,10 @@ class Texts:
         return day.isoformat()
 
 
+_UNCOMMON = re.compile(r"[^\t\n -~\u00a1-\u00ac\u00ae-\u02ff]")
+"""Characters that need a look: not those of Latin script, of which all can be read."""
+
+
 def readable(text: str) -> str:
     """Text without control and formatting characters (among them those that turn the direction of text)."""
-    return "".join(
-        c if c in "\t\n" or unicodedata.category(c) not in {"Cc", "Cf", "Cs", "Co"} else "\ufffd" for c in text
-    )
+    return _UNCOMMON.sub(lambda m: "\ufffd" if unicodedata.category(m[0]) in {"Cc", "Cf", "Cs", "Co"} else m[0], text)
