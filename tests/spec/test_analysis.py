@@ -389,6 +389,20 @@ def test_values_are_told_from_the_first_tnf_inhibitor_else_methotrexate(agents, 
     )
 
 
+def test_flags_count_the_courses_out_of_the_figures_too():
+    cohort = tell(
+        exposure="""
+        agent        | start      | end        | indications
+        adalimumab   | 2005-01    | 2006-01-01 | none
+        methotrexate | 2005-02-01 | 2006-01-01 | other
+        """
+    )
+    flags = {
+        e.statistic: (e.n, e.N) for e in compute_analysis(cohort.tables, WINDOW, ()).estimates if e.analysis == "flag"
+    }
+    assert flags == {"indication not recorded": (1, 2), "partial date": (1, 2)}
+
+
 def test_every_estimate_is_of_a_declared_analysis_and_says_why_it_has_no_value():
     for cohort in (tell(), tell(exposure=THREE_LINES, observed=JUDGED)):
         rows = compute_analysis(cohort.tables, WINDOW, ()).estimates

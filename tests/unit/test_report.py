@@ -49,7 +49,15 @@ def words() -> set[str]:
     found |= set(re.findall(r'\bt\("([^"]*)"', template))
     for names in (
         *(sections.CLASSES, sections.EFFECTS, sections.ANALYTES, sections.UNITS, sections.GROUPS, sections.STATISTICS),
-        *(sections.MENTIONED, sections.SOURCES, report._UNITS, report._READINGS, report._NOTES, report._STEPS),
+        *(
+            sections.FLAGS,
+            sections.MENTIONED,
+            sections.SOURCES,
+            report._UNITS,
+            report._READINGS,
+            report._NOTES,
+            report._STEPS,
+        ),
         *(report._REASONS, report._LATER_STEPS, report._STATES, report._PARAMETERS, report._RULES, report._RULE_VALUES),
         *(table1.STRATIFIERS, table1.TREATMENT_GROUPS),
     ):
@@ -89,6 +97,26 @@ def test_every_stop_reason_effect_and_analyte_has_a_name():
     assert codes("stop-reason") | {"ongoing", "both", "unknown"} == set(sections.STOPS)
     assert set(EFFECTS) == set(sections.EFFECTS)
     assert codes("analyte") <= set(sections.ANALYTES)
+
+
+def test_every_flag_of_a_course_has_a_name():
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "src/crmo_fhir/cohort").glob("*.py")]
+    added = {flag for text in sources for flag in re.findall(r'flags\.add\("([^"]+)"\)', text)}
+    assert len(added) > 12
+    assert added - set(sections.FLAGS) == set()
+
+
+def test_flags_are_counted_on_the_page():
+    analysis = Analysis(
+        (
+            Estimate("flag", "courses", "stale", n=3, N=9, note="courses with this flag"),
+            Estimate("flag", "courses", "a flag of tomorrow", n=1, N=9, note="courses with this flag"),
+        )
+    )
+    page = unescape(report_html(RESULTS, STUDY, None, analysis))
+    assert '<th scope="row">Ongoing, but nothing recorded of the child for long</th><td class="num">3/9</td>' in page
+    assert '<th scope="row">a flag of tomorrow</th><td class="num">1/9</td>' in page
+    assert "What to know of the courses" not in unescape(report_html(RESULTS, STUDY, None, NO_ANALYSIS))
 
 
 def test_a_translation_keeps_the_places_of_its_text():

@@ -254,6 +254,7 @@ def report_html(
             if reason.startswith(_UNCERTAIN)
         ],
         parts=parts,
+        flags=sections.flags_grid(t, analysis.estimates),
         readings=list(sections.reading_grids(t, analysis.estimates)),
         parameters=list(_parameters(t, study.parameters)),
         record=list(_record(t, {*_ALWAYS, *parts, *(_INTERNAL if internal else ())}, internal=internal)),

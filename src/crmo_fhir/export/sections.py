@@ -66,6 +66,35 @@ STOPS = {
     "ongoing": ("ongoing", ""),
 }
 """Why a course stopped: in words, and as a letter in the chart."""
+FLAGS = {
+    "also for another disease": "Given for another disease too",
+    "begun after the last contact": "Begun after the last contact",
+    "begun shortly before the diagnosis": "Begun shortly before the diagnosis",
+    "bisphosphonate carry-over": "A bisphosphonate given before may still work",
+    "from orders": "Known from prescriptions only",
+    "indication not recorded": "Indication not recorded",
+    "judged under a glucocorticoid": "Judged soon after a systemic glucocorticoid",
+    "judgements differ": "Several judgements, which differ",
+    "non-medical switch": "Change to another product of the same drug",
+    "overlaps another TNF inhibitor": "Longer beside another TNF-α inhibitor than a switch takes",
+    "partial date": "Incomplete date of start or stop",
+    "re-start of the same agent": "Re-start of the same drug",
+    "readers disagree": "Readings of one MRI that differ",
+    "stale": "Ongoing, but nothing recorded of the child for long",
+    "stopped without a date": "Stopped, the day not recorded",
+    "to end after the last day of data": "Planned to end after the last day of data",
+    "undetermined by partial dates: MRI change": "Hangs on an incomplete date: change on MRI",
+    "undetermined by partial dates: begun before the diagnosis": "Hangs on an incomplete date: begun before the diagnosis",
+    "undetermined by partial dates: clinical effect": "Hangs on an incomplete date: clinical effect",
+    "undetermined by partial dates: course": "Hangs on an incomplete date: which records make the course",
+    "undetermined by partial dates: gap": "Hangs on an incomplete date: one course or two",
+    "undetermined by partial dates: minimum exposure": "Hangs on an incomplete date: minimum exposure",
+    **{
+        f"another stop reason: {reason}": f"A further reason of the stop: {words}"
+        for reason, (words, _) in STOPS.items()
+    },
+}
+"""What the flags of a course say."""
 EFFECTS = {
     "sufficient": "sufficient clinical effect",
     "insufficient": "insufficient clinical effect",
@@ -905,6 +934,15 @@ def _by_rule(row: Estimate) -> tuple[str, float, str]:
     """The order of a rule and its value, numbers by their size."""
     name, _, value = row.stratum.partition("=")
     return name, float(value) if value.isdigit() else 0.0, value
+
+
+def flags_grid(t: Texts, estimates: Sequence[Estimate]) -> Grid | None:
+    """How many courses have what a reader should know of them; None where none has."""
+    rows = [(t(FLAGS.get(one.statistic, one.statistic)), _counts(one)) for one in _of(estimates, "flag") if one.n]
+    caption = t(
+        "What to know of the courses, those out of the figures included; each is named by the flags of cohort/courses.parquet."
+    )
+    return _grid(caption, (t("Courses"), "n/N"), sorted(rows), (1,)) if rows else None
 
 
 def reading_grids(t: Texts, estimates: Sequence[Estimate]) -> Iterator[Grid]:

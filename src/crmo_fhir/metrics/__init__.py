@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from crmo_fhir.metrics.comparison import compute_agreement, compute_comparison
-from crmo_fhir.metrics.describe import compute_cohort, compute_foci, compute_lines
+from crmo_fhir.metrics.describe import compute_cohort, compute_flags, compute_foci, compute_lines
 from crmo_fhir.metrics.members import compute_members
 from crmo_fhir.metrics.response import Courses, Row, compute_courses, compute_patients, days_of, derive_headlines
 from crmo_fhir.metrics.sensitivity import compute_counts, compute_sensitivity
@@ -78,6 +78,7 @@ def compute_analysis(
         *compute_sensitivity(units, patients, courses, varied, parameters),
         *compute_readings(courses.of_class("TNF")),
         *compute_mentioned(patients, courses, rows["labs"]),
+        *compute_flags(rows_of(tables["courses"][["flags"]])),
     )
     return Analysis(estimates, derive_timelines(rows, parameters), derive_trends(rows))
 

@@ -137,7 +137,7 @@ def compute_agreement(classes: Mapping[str, Sequence[Row]]) -> list[Estimate]:
                     ),
                     Estimate(
                         *("agreement", f"{group}-{kind}", "kappa", names, None, None, total, value, low, high),
-                        "Cohen's kappa, large-sample interval",
+                        "Cohen's kappa, large-sample interval" if low is not None else "",
                         reason,
                     ),
                 ]

@@ -1,11 +1,11 @@
 """Who the children are: counts of children, foci and TNF-α lines."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from crmo_fhir.metrics.statistics import INTERVALS
-from crmo_fhir.model.results import Result
+from crmo_fhir.model.results import Estimate, Result
 from crmo_fhir.model.tables import FOCALITIES, SEXES
 
 Row = dict[str, Any]
@@ -64,6 +64,15 @@ def compute_foci(patients: Sequence[Row], foci: Sequence[Row], interval: str) ->
         *strata("foci", "focus", "bone", bones, by_bone, len(foci), interval),
         *strata("foci", "patient", "bone-patients", bones, children, len(patients), interval),
     ]
+
+
+def compute_flags(courses: Sequence[Row]) -> Iterator[Estimate]:
+    """How many courses, those out of the figures too, hold each flag of the table `courses`."""
+    counts = Counter(flag for course in courses for flag in course["flags"])
+    for flag, n in sorted(counts.items()):
+        yield Estimate("flag", "courses", flag, n=n, N=len(courses), note="courses with this flag")
+    if not counts:
+        yield Estimate("flag", "courses", "none", n=0, N=len(courses), note="no course has a flag")
 
 
 def compute_lines(courses: Sequence[Row], interval: str) -> list[Result]:

@@ -98,6 +98,7 @@ ANALYSES = {
     "sensitivity": "a headline figure with one rule changed",
     "reading": "a way to count the TNF-α treatments of the published n",
     "mentioned": "children with what the source mentions without a figure",
+    "flag": "courses with what a reader should know of them",
 }
 """The analyses of `statistics.csv`, in order."""
 
