@@ -388,6 +388,7 @@ def _extract_options(command: Command) -> Command:
             "--interval", type=click.Choice(["wilson", "clopper-pearson"]), help="Confidence interval (default wilson)."
         ),
         _mappings,
+        _engine,
         click.option(
             "--updated-since",
             metavar="last|INSTANT",
@@ -465,6 +466,13 @@ _mappings = click.option(
 )
 _accept_partial = click.option(
     "--accept-partial", is_flag=True, help="Take a pull that is not whole; the figures will say so."
+)
+_engine = click.option(
+    "--engine",
+    metavar="ENGINE",
+    default="duckdb",
+    show_default=True,
+    help="What runs the views: duckdb, spark, spark:local[2] or spark://HOST:PORT.",
 )
 _published = click.option(
     "--published",
@@ -604,6 +612,7 @@ def _extract(source: str | None, study: Path, options: dict[str, Any], *, quiet:
             mappings=options["mappings"],
             server=_server(options, log=screen.log),
             how=_how(options),
+            engine=options["engine"],
             voice=screen.voice,
         )
 
@@ -624,12 +633,13 @@ def _partial_flag(options: dict[str, Any]) -> str:
 @cli.command()
 @click.argument("study", type=click.Path(path_type=Path))
 @_mappings
+@_engine
 @_accept_partial
 @_quiet
-def build(study: Path, mappings: Path | None, accept_partial: bool, quiet: bool) -> None:
+def build(study: Path, mappings: Path | None, engine: str, accept_partial: bool, quiet: bool) -> None:
     """Build the cohort of STUDY again from its landed records."""
     with _screen(quiet=quiet) as screen:
-        pipeline.build(study, mappings=mappings, accept_partial=accept_partial, voice=screen.voice)
+        pipeline.build(study, mappings=mappings, accept_partial=accept_partial, engine=engine, voice=screen.voice)
     if not quiet:
         click.echo(f"cohort built in {study}; next: crmo-fhir measure {study}")
 

@@ -45,7 +45,19 @@ _RECEIPTS = "receipts"
 _RELEASE = "release"
 _REVIEWS = "reviews"
 _RESTORE = "restore it, or move it out of the study"
-_STATE = (_RECEIPTS, _REVIEWS, ".lock", ".journal", ".export", ".raw-new", ".raw-old", ".cohort-new", ".cohort-old")
+_SPILL = ".spill"
+_STATE = (
+    _RECEIPTS,
+    _REVIEWS,
+    _SPILL,
+    ".lock",
+    ".journal",
+    ".export",
+    ".raw-new",
+    ".raw-old",
+    ".cohort-new",
+    ".cohort-old",
+)
 DRY_RUN = "publish-dry-run.json"
 OUTPUTS = (
     "results.csv",
@@ -787,8 +799,15 @@ def _swap(staging: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def spill_folder(study: Path) -> Path:
+    """Make the folder to which an engine may spill; it is gone when the study is no longer held."""
+    (study / _SPILL).mkdir(mode=0o700, exist_ok=True)
+    return study / _SPILL
+
+
 def _mend(study: Path) -> None:
     """Put back what was taken away and not replaced; remove what is half-written or was replaced."""
+    shutil.rmtree(study / _SPILL, ignore_errors=True)
     for name in ("raw", "cohort"):
         new, old = study / f".{name}-new", study / f".{name}-old"
         if old.is_dir() and not (study / name).exists():

@@ -115,16 +115,19 @@ def extract(
     mappings: Path | None = None,
     server: Server | None = None,
     how: How | None = None,
+    engine: str = "duckdb",
     voice: Voice = SILENT,
 ) -> None:
     """SOURCE → STUDY/raw → STUDY/cohort.
 
-    `source` is a FHIR base URL, a folder or a file. Raises an error of `errors` where anything that could matter was
+    `source` is a FHIR base URL, a folder or a file; `engine` runs the views over what was landed. Raises an error of `errors` where anything that could matter was
     not read; then no figure is left that could pass for a whole one. What was fetched stays, and the same call goes on.
     """
     from crmo_fhir import landing
     from crmo_fhir.artifacts import Artifacts
+    from crmo_fhir.engine import check_engine
 
+    check_engine(engine)
     how, server = how or How(), server or Server()
     artifacts = Artifacts.load(mappings)
     is_server = source.lower().startswith(("http://", "https://"))
@@ -138,7 +141,7 @@ def extract(
         landing.refuse_foreign(study, request)  # not even a lock comes into a folder that is not ours
     with landing.hold(study, create=True):
         landing.refuse_foreign(study, request)
-        _extract(source, study, request, parameters, artifacts, server, how, voice)
+        _extract(source, study, request, parameters, artifacts, server, how, engine, voice)
 
 
 def _extract(
@@ -149,6 +152,7 @@ def _extract(
     artifacts: "Artifacts",
     server: Server,
     how: How,
+    engine: str,
     voice: Voice,
 ) -> None:
     """The same, in a study that is ours alone."""
@@ -167,7 +171,7 @@ def _extract(
             voice.warn(f"this pull is partial ({missing}); report and MeasureReport will say so")
         if fetched:
             fetched.landed()
-        _build(study, artifacts, voice, accept_partial=how.accept_partial)
+        _build(study, artifacts, voice, accept_partial=how.accept_partial, engine=engine)
 
 
 def _select(folder: Path, artifacts: "Artifacts", base: str | None = None) -> "Pull":
@@ -443,16 +447,27 @@ def _misfit(record: Any) -> str | None:
     return None if path is None else f"{path} has not the shape FHIR gives it"
 
 
-def build(study: Path, *, mappings: Path | None = None, accept_partial: bool = False, voice: Voice = SILENT) -> None:
-    """STUDY/raw → STUDY/cohort, with the arguments the study was extracted with."""
+def build(
+    study: Path,
+    *,
+    mappings: Path | None = None,
+    accept_partial: bool = False,
+    engine: str = "duckdb",
+    voice: Voice = SILENT,
+) -> None:
+    """STUDY/raw → STUDY/cohort, with the arguments the study was extracted with; every engine makes the same bytes."""
     from crmo_fhir import landing
     from crmo_fhir.artifacts import Artifacts
+    from crmo_fhir.engine import check_engine
 
+    check_engine(engine)
     with landing.hold(study):
-        _build(study, Artifacts.load(mappings), voice, accept_partial=accept_partial)
+        _build(study, Artifacts.load(mappings), voice, accept_partial=accept_partial, engine=engine)
 
 
-def _build(study: Path, artifacts: "Artifacts", voice: Voice, *, accept_partial: bool = False) -> None:
+def _build(
+    study: Path, artifacts: "Artifacts", voice: Voice, *, accept_partial: bool = False, engine: str = "duckdb"
+) -> None:
     from crmo_fhir import landing
     from crmo_fhir.cohort import derive_cohort
     from crmo_fhir.engine import open_engine
@@ -465,8 +480,8 @@ def _build(study: Path, artifacts: "Artifacts", voice: Voice, *, accept_partial:
     _refuse_other_mappings(study, raw, artifacts)
     parameters = _parameters(request)
     reviews = [judgement_of(one) for review in landing.read_reviews(study) for one in review["judgements"]]
-    with open_engine() as engine:
-        facts, type_counts = read_facts(engine, artifacts, raw.files, raw.aliases, ZoneInfo(parameters.time_zone))
+    with open_engine(engine, temp=landing.spill_folder(study)) as opened:
+        facts, type_counts = read_facts(opened, artifacts, raw.files, raw.aliases, ZoneInfo(parameters.time_zone))
     cohort = derive_cohort(
         facts,
         type_counts,

@@ -797,16 +797,25 @@ def _key(reference: Any, pattern: str) -> Any:
     return ibis.ifelse(reference.re_search(pattern), reference.re_extract(pattern, 1), ibis.null("string"))
 
 
+class DecimalText(ops.Unary):  # type: ignore[misc]
+    """The text of a decimal, written in the same way on every engine: each has one of its own for the numbers of JSON."""
+
+    arg: ops.Value[dt.String]
+    dtype = dt.string
+
+
 def _taker(node: Field) -> Callable[[Any], Any]:
     """How the field is taken out of an item: a struct, or JSON where FHIR gives no one shape."""
 
     def take(item: Any) -> Any:
-        if isinstance(item, ibis.expr.types.JSONValue):
-            return _from_json(item[node.name], node)
         taken = item[node.name]
         if isinstance(taken, ibis.expr.types.JSONValue):
-            return _from_json(taken, node)
-        return taken
+            taken = _from_json(taken, node)
+        if kind_of(node) != "decimal":
+            return taken
+        if node.listed is False:
+            return DecimalText(taken).to_expr()
+        return taken.map(lambda number: DecimalText(number).to_expr())
 
     return take
 
