@@ -41,7 +41,7 @@ _MISFITS = ("MALFORMED_RECORD_IN_PARSING", "INVALID_UTF8_STRING", _NO_RECORD)
 _NOT_INSTALLED = "Spark is not installed; install it with: pip install 'crmo-fhir[spark]'"
 _NO_JAVA = "Spark does not start; it needs Java 17 or newer, on the path or in JAVA_HOME"
 _MASTER = re.compile(r"(?:spark:)?(local|local\[(?:\*|[1-9]\d*)\]|spark://\S+)")
-_PLAIN_PATH = re.compile(r"[\w/.=+@-]+/(?![_.])[\w.=+@-]+", re.ASCII)
+_ODD_NAME = re.compile(r"^[_.]|[\\:]")
 _SHORTEST_DECIMAL = r"""
     get(transform(array(:arg), number -> CASE
         WHEN NOT number RLIKE '^-?[0-9][.][0-9]+E-?[0-9]+$' THEN number
@@ -222,10 +222,9 @@ class Spark:
 
         if not paths:
             return []
-        lines = self.lines(paths)
-        lines.createOrReplaceTempView("ndjson_lines")
         whole = f"WITH {_RECORDS} AS ({_records(columns)}) SELECT * FROM ({query})"  # noqa: S608
         try:
+            self.lines(paths).createOrReplaceTempView("ndjson_lines")
             with warnings.catch_warnings(action="ignore", category=ResourceWarning):
                 rows = self.session.sql(whole).collect()  # which leaves its socket to the garbage collector
         except (Py4JJavaError, PySparkException) as error:
@@ -238,13 +237,14 @@ class Spark:
         A file is a part of its own, since Spark begins with the longest of those it is given together. Its order holds as
         long as no query shuffles, and no view does.
         """
-        read = [self.session.read.text(f"file://{self.plain(path)}", lineSep="\n") for path in paths]
+        reader = self.session.read.option("lineSep", "\n").option("__globPaths__", value=False)  # a path is no pattern
+        read = [reader.text(f"file://{self.readable(path)}") for path in paths]
         return functools.reduce(lambda one, other: one.unionAll(other), read)
 
-    def plain(self, path: Path) -> Path:
-        """The path, or a link to it where Spark would read its name as a pattern, or leave the file out as hidden."""
+    def readable(self, path: Path) -> Path:
+        """The path, or a link to it where Spark would leave the file out as hidden, or stumble over its name."""
         path = path.absolute()
-        if _PLAIN_PATH.fullmatch(str(path)):
+        if not _ODD_NAME.search(path.name):
             return path
         if not self.master.startswith("local"):
             raise UsageError(f"{path}: a Spark cluster cannot read a file of this name; rename it")
@@ -306,15 +306,15 @@ def _open_spark(master: str, memory: str | None, temp: Path | None) -> Iterator[
         settings = {
             "spark.master": master,
             "spark.app.name": "crmo-fhir",
-            "spark.driver.extraJavaOptions": f"-XX:-UsePerfData -Djava.io.tmpdir={folder}",
-            "spark.local.dir": str(folder),
+            "spark.driver.extraJavaOptions": "-XX:-UsePerfData -Djava.io.tmpdir=.",
+            "spark.local.dir": ".",
             "spark.log.level": "OFF",  # its logs quote records
             "spark.sql.analyzer.maxIterations": "1000",  # a `repeat` is as many lambdas in each other as it goes levels down
             "spark.sql.ansi.enabled": "true",  # a cast that fails must stop the run
             "spark.sql.caseSensitive": "true",
             "spark.sql.catalogImplementation": "in-memory",
             "spark.sql.session.timeZone": "UTC",
-            "spark.sql.warehouse.dir": str(folder / "warehouse"),
+            "spark.sql.warehouse.dir": "warehouse",
             "spark.ui.enabled": "false",
             "spark.ui.showConsoleProgress": "false",
         }
@@ -326,7 +326,7 @@ def _open_spark(master: str, memory: str | None, temp: Path | None) -> Iterator[
             PySparkLogger.getLogger(logger).disabled = True  # what a query stops at is in their lines
         conf = SparkConf(loadDefaults=False).setAll(list(settings.items()))
         try:
-            # a Java process of its own, which says nothing on the terminal and ends with this one
+            # a Java process of its own, at work in that folder; it says nothing on the terminal and ends with this one
             quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": str(folder)}
             gateway = launch_gateway(conf, quiet)  # type: ignore[no-untyped-call]
         except PySparkRuntimeError as error:

@@ -544,10 +544,12 @@ def test_bytes_that_are_no_utf8_stop_the_run(engine: Engine, tmp_path: Path) -> 
         run_view(engine, compile_view(view_of("Patient", columns(id="id"))), [(file, None)])
 
 
-def test_a_file_whose_name_begins_with_a_point_or_a_line_is_read(engine: Engine, tmp_path: Path) -> None:
-    files = [write(tmp_path / name, {"resourceType": "Patient", "id": name}) for name in ("_a.ndjson", ".b.ndjson")]
+def test_files_of_odd_names_are_read(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "[1] {a,b}: 5 %").mkdir()
+    names = ["_a.ndjson", ".b.ndjson", "c:d.ndjson", "e\\f.ndjson", "{g,h} *.ndjson", "[1] {a,b}: 5 %/æ.ndjson"]
+    files = [write(tmp_path / name, {"resourceType": "Patient", "id": name}) for name in names]
     frame = run_view(engine, compile_view(view_of("Patient", columns(id="id"))), [(file, None) for file in files])
-    assert list(frame["id"]) == ["_a.ndjson", ".b.ndjson"]
+    assert list(frame["id"]) == names
 
 
 @pytest.mark.spark
