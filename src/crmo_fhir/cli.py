@@ -645,6 +645,44 @@ def build(study: Path, mappings: Path | None, engine: str, accept_partial: bool,
 
 
 @cli.command()
+@click.argument("view", metavar="NAME|FILE")
+@click.argument("source")
+@click.option(
+    "-o",
+    "--out",
+    metavar="FILE",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Write the table, .csv or .parquet by its name.",
+)
+@_mappings
+@_engine
+@_accept_partial
+@_quiet
+def view(
+    view: str, source: str, out: Path, mappings: Path | None, engine: str, accept_partial: bool, quiet: bool
+) -> None:
+    """Run one ViewDefinition over SOURCE and write its rows as a table.
+
+    It is that of a FILE, or one of ours by its NAME (mappings/views). SOURCE is a folder, a file or a study; the records of
+    everybody in it are read, and the table is of single patients: it stays in the hospital.
+    """
+    with _screen(quiet=quiet) as screen:
+        viewed = pipeline.view(
+            view,
+            source,
+            out,
+            mappings=mappings,
+            accept_partial=accept_partial,
+            engine=engine,
+            voice=screen.voice,
+        )
+    of = "" if viewed.records is None else f" of {viewed.records} records"
+    left = f", {viewed.left_out} left out" if viewed.left_out else ""
+    _say(f"{viewed.rows} rows{of}{left} in {out}", quiet=quiet)
+
+
+@cli.command()
 @click.argument("study", type=click.Path(path_type=Path))
 @_mappings
 @_accept_partial

@@ -716,6 +716,29 @@ def write_new(path: Path, content: bytes, study: Path) -> None:
     _sync_folder(path.parent)
 
 
+def check_table(path: Path) -> None:
+    """Raise UsageError where a table cannot stand: in no folder, in place of a folder, or among the files of a study."""
+    if not path.parent.is_dir():
+        raise UsageError(f"{path.parent}: no such folder; make it, or choose another")
+    if path.is_dir() or path.is_symlink():
+        raise UsageError(f"{path}: is no file; choose another name")
+    place = path.parent.resolve()
+    in_study = path.name in OUTPUTS and (place / "raw" / "manifest.json").exists()
+    if in_study or any((folder.parent / "raw" / "manifest.json").exists() for folder in (place, *place.parents)):
+        raise UsageError(f"{path}: that place is the program's own; choose another")
+
+
+def write_table(path: Path, content: bytes) -> None:
+    """Write a table for its owner alone and in one step; what it replaces is there until then."""
+    staged = _staged(path.parent, path.name)
+    try:
+        _write_bytes(staged, content)
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
 def _staged(study: Path, name: str) -> Path:
     return study / f".{name}.new"
 

@@ -14,6 +14,7 @@ from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from importlib.resources import files as package_files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 from zoneinfo import ZoneInfo
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from crmo_fhir.publish import Held, Plan
     from crmo_fhir.source.crawl import Earlier
     from crmo_fhir.source.probe import Finding
+    from crmo_fhir.source.whole import Gathered
 
 Tell = Callable[[str], None]
 OVERLAP = timedelta(minutes=5)
@@ -510,6 +512,99 @@ def _build(
     )
     if unresolved:
         voice.warn(f"{unresolved} records name no Patient that is here; attrition.csv lists them by type")
+
+
+@dataclass(frozen=True, slots=True)
+class Viewed:
+    """What a view gave: how many rows, of how many records, and how many records were left out."""
+
+    rows: int
+    records: int | None
+    left_out: int = 0
+
+
+def view(
+    named: str,
+    source: str,
+    out: Path,
+    *,
+    mappings: Path | None = None,
+    accept_partial: bool = False,
+    engine: str = "duckdb",
+    voice: Voice = SILENT,
+) -> Viewed:
+    """One ViewDefinition over SOURCE → a table, CSV or Parquet by the ending of `out`.
+
+    `named` is a view of the mappings or a file that holds one; `source` a folder or a file, all of whose records of the
+    view's type are read, or a study. Raises UsageError for a view that is wrong before anything is read, IncompleteError
+    for records that cannot be read (`accept_partial` leaves them out). `out` is written whole or not at all.
+    """
+    from crmo_fhir import landing
+    from crmo_fhir.artifacts import Artifacts
+    from crmo_fhir.engine import check_engine, open_engine
+    from crmo_fhir.export.table import check_ending, table_file
+    from crmo_fhir.mapping.query import run_by_base
+    from crmo_fhir.mapping.view import compile_view
+
+    check_engine(engine)
+    check_ending(out.name)
+    landing.check_table(out)
+    compiled = compile_view(_definition(named, Artifacts.load(mappings)))
+    if source.lower().startswith(("http://", "https://")):
+        raise UsageError(f"{source}: a view reads a folder, a file or a study; run 'crmo-fhir extract' first")
+    path, records, left_out = Path(source), None, 0
+    with ExitStack() as held:
+        if (path / "raw" / "manifest.json").is_file():
+            held.enter_context(landing.hold(path))
+            raw = landing.open_raw(path, accept_partial=accept_partial)
+            files = [(file.path, file.base) for file in raw.files if file.type == compiled.resource]
+            folder = landing.spill_folder(path)
+        else:
+            folder = Path(held.enter_context(TemporaryDirectory(prefix=".view-", dir=out.parent)))
+            gathered = _gather(path, compiled.resource, folder, accept_partial=accept_partial, voice=voice)
+            files, records, left_out = gathered.files, gathered.count, len(gathered.broken)
+        rows: list[tuple[object, ...]] = []
+        if files:
+            opened = held.enter_context(open_engine(engine, temp=folder))
+            rows = [row for _, found in run_by_base(opened, compiled, files) for row in found]
+        landing.write_table(out, table_file(out.name, compiled.types, compiled.collections, rows))
+    return Viewed(len(rows), records, left_out)
+
+
+def _definition(named: str, artifacts: "Artifacts") -> Mapping[str, Any]:
+    """The ViewDefinition of this name in the mappings, else that of the file."""
+    views = artifacts.views()
+    if named in views:
+        return views[named]
+    if not Path(named).is_file():
+        raise UsageError(f"{named}: no view of that name and no such file; views are {', '.join(views)}")
+    try:
+        definition = json.loads(Path(named).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{named}: is not valid JSON; correct it") from error
+    if not isinstance(definition, dict) or definition.get("resourceType", "ViewDefinition") != "ViewDefinition":
+        raise UsageError(f"{named}: is no ViewDefinition; give one")
+    return definition
+
+
+def _gather(path: Path, kind: str, folder: Path, *, accept_partial: bool, voice: Voice) -> "Gathered":
+    """The records of a type in a folder or file; those that cannot be read end the run, or are told of."""
+    from crmo_fhir.mapping.schema import find_misfit
+    from crmo_fhir.source.whole import gather
+
+    gathered = gather(path, kind, folder, lambda resource: find_misfit(resource, kind))
+    for warning in gathered.warnings:
+        voice.warn(warning)
+    if gathered.broken:
+        first, count = gathered.broken[0], len(gathered.broken)
+        more = f" (and {count - 1} more)" if count > 1 else ""
+        told = f"{first.file}, {first.place}{more}: {first.reason}"
+        if not accept_partial:
+            raise IncompleteError(f"{told}; correct it at its source, or leave it out with --accept-partial")
+        voice.warn(f"{count} records were left out: {told}")
+    if not gathered.count:
+        voice.warn(f"{path} holds no {kind} that can be read: the table is empty")
+    return gathered
 
 
 def _refuse_other_mappings(study: Path, raw: "Raw", artifacts: "Artifacts") -> None:
