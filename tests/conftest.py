@@ -69,8 +69,12 @@ def demo_study(tmp_path_factory) -> Path:
 def spark():
     """One Spark session on two cores for the whole run: starting one takes seconds."""
     skip_unless("spark", "Spark", missing_tools("java"))
-    with open_engine("spark:local[2]", memory="1GB") as opened:
-        yield opened
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(
+            "JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1"
+        )  # many queries over little data: compile them quickly
+        with open_engine("spark:local[2]", memory="1GB") as opened:
+            yield opened
 
 
 @pytest.fixture(scope="session")

@@ -226,10 +226,10 @@ class Spark:
         try:
             self.lines(paths).createOrReplaceTempView("ndjson_lines")
             with warnings.catch_warnings(action="ignore", category=ResourceWarning):
-                rows = self.session.sql(whole).collect()  # which leaves its socket to the garbage collector
+                table = self.session.sql(whole).toArrow()  # which leaves its socket to the garbage collector
         except (Py4JJavaError, PySparkException) as error:
             self.fail(str(error), paths, columns)
-        return [tuple(row) for row in rows]
+        return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
     def lines(self, paths: Sequence[Path]) -> Any:
         """The lines of the files in one column `value`, each file after the other.
@@ -280,7 +280,7 @@ def _records(columns: Mapping[str, str]) -> str:
     names = ", ".join(f"record.`{column}`" for column in columns)
     return (
         f"SELECT {names} FROM (SELECT explode(transform(array(from_json({text}, 'ARRAY<{shape}>', {options})), "  # noqa: S608
-        rf"found -> {record})) AS record FROM ndjson_lines WHERE value RLIKE '[^ \\t\\r]')"
+        rf"found -> {record})) AS record FROM ndjson_lines WHERE trim(LEADING ' \\t\\r' FROM value) != '')"
     )
 
 
