@@ -4,6 +4,7 @@ Both run the same Ibis expression. Where the two differ in what JSON, an array o
 """
 
 import functools
+import logging
 import os
 import re
 import shutil
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, cast
 
 import duckdb
 
-from crmo_fhir.errors import IncompleteError, UsageError
+from crmo_fhir.errors import IncompleteError, NetworkError, UsageError
 
 if TYPE_CHECKING:
     import ibis
@@ -35,6 +36,8 @@ _LONGEST_LINES = (16 * _MEGABYTE, 256 * _MEGABYTE)
 _PLACE = re.compile(r'in file "([^"]+)"(?:[^"]*?in line (\d+))?')
 _STOP = re.compile(r"\[crmo-fhir: ([^\]]*)\]")
 _NO_RECORD = "[crmo-fhir] no record"
+_FILES_AT_A_TIME = 100
+"""Spark plans each file by itself, and a plan of thousands takes longer than reading them."""
 _END = '{"resourceType":"$"}'
 """Stands after each line while Spark reads it: whoever does not meet it has not read the line to its end."""
 _MISFITS = ("MALFORMED_RECORD_IN_PARSING", "INVALID_UTF8_STRING", _NO_RECORD)
@@ -220,16 +223,18 @@ class Spark:
         from py4j.protocol import Py4JJavaError
         from pyspark.errors import PySparkException
 
-        if not paths:
-            return []
         whole = f"WITH {_RECORDS} AS ({_records(columns)}) SELECT * FROM ({query})"  # noqa: S608
-        try:
-            self.lines(paths).createOrReplaceTempView("ndjson_lines")
-            with warnings.catch_warnings(action="ignore", category=ResourceWarning):
-                table = self.session.sql(whole).toArrow()  # which leaves its socket to the garbage collector
-        except (Py4JJavaError, PySparkException) as error:
-            self.fail(str(error), paths, columns)
-        return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+        rows: list[tuple[object, ...]] = []
+        for start in range(0, len(paths), _FILES_AT_A_TIME):
+            some = paths[start : start + _FILES_AT_A_TIME]
+            try:
+                self.lines(some).createOrReplaceTempView("ndjson_lines")
+                with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+                    table = self.session.sql(whole).toArrow()  # which leaves its socket to the garbage collector
+            except (Py4JJavaError, PySparkException) as error:
+                self.fail(str(error), some, columns)
+            rows += zip(*(column.to_pylist() for column in table.columns), strict=True)
+        return rows
 
     def lines(self, paths: Sequence[Path]) -> Any:
         """The lines of the files in one column `value`, each file after the other.
@@ -293,8 +298,9 @@ def _spark_type(columns: Mapping[str, str]) -> str:
 @contextmanager
 def _open_spark(master: str, memory: str | None, temp: Path | None) -> Iterator[Spark]:
     try:
+        from py4j.protocol import Py4JJavaError
         from pyspark import SparkConf, SparkContext
-        from pyspark.errors import PySparkRuntimeError
+        from pyspark.errors import PySparkException, PySparkRuntimeError
         from pyspark.java_gateway import launch_gateway
         from pyspark.logger import PySparkLogger
         from pyspark.sql import SparkSession
@@ -306,6 +312,8 @@ def _open_spark(master: str, memory: str | None, temp: Path | None) -> Iterator[
         settings = {
             "spark.master": master,
             "spark.app.name": "crmo-fhir",
+            "spark.driver.memory": memory.removesuffix("B") if memory else f"{_half_of_memory()}m",
+            "spark.driver.maxResultSize": "0",  # what was found is bounded by that memory alone
             "spark.driver.extraJavaOptions": "-XX:-UsePerfData -Djava.io.tmpdir=.",
             "spark.local.dir": ".",
             "spark.log.level": "OFF",  # its logs quote records
@@ -318,12 +326,12 @@ def _open_spark(master: str, memory: str | None, temp: Path | None) -> Iterator[
             "spark.ui.enabled": "false",
             "spark.ui.showConsoleProgress": "false",
         }
-        if memory is not None:
-            settings["spark.driver.memory"] = memory.removesuffix("B")
         if master.startswith("local"):
             settings |= {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
         for logger in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
             PySparkLogger.getLogger(logger).disabled = True  # what a query stops at is in their lines
+        logging.getLogger("py4j").setLevel(logging.CRITICAL + 1)  # an interrupt is told of by those who end the program
+        logging.getLogger().addFilter(_not_of_py4j)
         conf = SparkConf(loadDefaults=False).setAll(list(settings.items()))
         try:
             # a Java process of its own, at work in that folder; it says nothing on the terminal and ends with this one
@@ -332,8 +340,11 @@ def _open_spark(master: str, memory: str | None, temp: Path | None) -> Iterator[
         except PySparkRuntimeError as error:
             raise UsageError(_NO_JAVA) from error
         try:
-            with _own_interrupt():
-                session = SparkSession(SparkContext(conf=conf, gateway=gateway))
+            try:
+                with _own_interrupt():
+                    session = SparkSession(SparkContext(conf=conf, gateway=gateway))
+            except (Py4JJavaError, PySparkException) as error:
+                raise NetworkError(f"{master}: no Spark master answers there; start it, or name another") from error
             try:
                 yield Spark(session, folder, master)
             finally:
@@ -343,6 +354,15 @@ def _open_spark(master: str, memory: str | None, temp: Path | None) -> Iterator[
             gateway.shutdown()
             gateway.proc.stdin.close()
             gateway.proc.wait()
+
+
+def _not_of_py4j(record: logging.LogRecord) -> bool:
+    return Path(record.pathname).parent.name != "py4j"
+
+
+def _half_of_memory() -> int:
+    """Half of the machine's memory, in megabytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 // _MEGABYTE
 
 
 @contextmanager

@@ -97,6 +97,22 @@ def test_a_folder_in_any_mix_gives_a_table(crmo, trial, mixed, tmp_path):
     assert out.stat().st_mode & 0o777 == 0o600
 
 
+def test_bundles_of_two_servers_keep_their_bases_and_their_order(crmo, tmp_path):
+    conditions = [
+        {"resourceType": "Condition", "id": str(n), "subject": {"reference": f"http://{'ab'[n // 2 % 2]}/Patient/{n}"}}
+        for n in range(8)
+    ]
+    for n, condition in enumerate(conditions):
+        (tmp_path / f"{n}.json").write_text(bundle(condition, base=f"http://{'ab'[n % 2]}"), encoding="utf-8")
+    view = {"resource": "Condition", "select": [{"column": [{"name": "id", "path": "id"},
+            {"name": "own", "path": "subject.getReferenceKey(Patient)"}]}]}  # fmt: skip
+    (tmp_path / "view").write_text(json.dumps(view))
+    out = tmp_path / "out.csv"
+    assert crmo("view", tmp_path / "view", tmp_path, "-o", out).code == 0
+    expected = [(str(n), f"Patient/{n}" if n % 2 == n // 2 % 2 else "") for n in range(8)]
+    assert [(row["id"], row["own"]) for row in table(out)] == expected
+
+
 @pytest.mark.spark
 def test_spark_gives_the_same_table(crmo, trial, mixed, tmp_path, spark, monkeypatch):
     from contextlib import contextmanager

@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,6 +36,27 @@ def test_the_demonstration_built_on_spark(demo_study: Path, tmp_path: Path) -> N
     assert ran.stdout == f"cohort built in {study}; next: crmo-fhir measure {study}\n"
     assert cohort_of(study) == cohort_of(demo_study)
     assert [*elsewhere.iterdir()] == []  # no warehouse, no metastore, no log
+    assert not (study / ".spill").exists()
+
+
+def test_an_interrupt_ends_a_build_on_spark_without_a_trace(demo_study: Path, tmp_path: Path) -> None:
+    skip_unless("spark", "Spark", missing_tools("java"))
+    study = tmp_path / "study"
+    shutil.copytree(demo_study, study)
+    command = [sys.executable, "-m", "crmo_fhir", "build", str(study), "--engine", "spark:local[2]"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not [*study.glob(".spill/spark-*/blockmgr-*")]:  # Spark has started
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(3)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (143, "")
+    assert err.strip() == "crmo-fhir: interrupted; run the same command again, it goes on where it was"
+    assert cohort_of(study) == cohort_of(demo_study)
+    pipeline.verify(study)
     assert not (study / ".spill").exists()
 
 

@@ -4,7 +4,6 @@ They are read as strictly as those of a study (`files`), and each is either in a
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -67,8 +66,25 @@ def gather(path: Path, kind: str, folder: Path, misfit: Callable[[dict[str, Any]
         if count and looked.plain and not looked.broken:
             gathered.files.append((file.path, looked.base))
         elif count:
-            gathered.files += looked.write(folder, len(gathered.files))
+            _write(looked.records(), folder, gathered.files)
     return gathered
+
+
+def _write(records: Iterator[tuple[str | None, bytes]], folder: Path, files: list[tuple[Path, str | None]]) -> None:
+    """Write records to files in a folder, on to the last one as long as it is ours and of the same base."""
+    written: IO[str] | None = None
+    try:
+        for base, record in records:
+            if written is None or base != files[-1][1]:
+                if written is not None:
+                    written.close()
+                if not files or files[-1][0].parent != folder or files[-1][1] != base:
+                    files.append((folder / f"{len(files):06}.ndjson", base))
+                written = files[-1][0].open("a", encoding="utf-8")
+            written.write(f"{strict.compact(record)}\n")
+    finally:
+        if written is not None:
+            written.close()
 
 
 @dataclass(slots=True)
@@ -121,17 +137,6 @@ class _Looked:
         if assigned and piece.full_url:  # an entry of a Bundle goes by its fullUrl
             return b'{"id":' + msgspec.json.encode(identity) + b"," + piece.raw[1:]
         return piece.raw
-
-    def write(self, folder: Path, number: int) -> list[tuple[Path, str | None]]:
-        """Write the records as NDJSON, a file for each base."""
-        files: dict[str | None, tuple[Path, IO[str]]] = {}
-        with ExitStack() as opened:
-            for base, record in self.records():
-                if base not in files:
-                    path = folder / f"{number + len(files):06}.ndjson"
-                    files[base] = (path, opened.enter_context(path.open("w", encoding="utf-8")))
-                files[base][1].write(f"{strict.compact(record)}\n")
-        return [(path, base) for base, (path, _) in files.items()]
 
 
 def _is_plain(path: Path) -> bool:
