@@ -316,7 +316,8 @@ def _open_spark(master: str, memory: str | None, temp: Path | None) -> Iterator[
             "spark.driver.maxResultSize": "0",  # what was found is bounded by that memory alone
             "spark.driver.extraJavaOptions": "-XX:-UsePerfData -Djava.io.tmpdir=.",
             "spark.local.dir": ".",
-            "spark.log.level": "OFF",  # its logs quote records
+            "spark.log.level": "OFF",  # its logs quote records, those of its workers too
+            "spark.executor.syncLogLevel.enabled": "true",
             "spark.sql.analyzer.maxIterations": "1000",  # a `repeat` is as many lambdas in each other as it goes levels down
             "spark.sql.ansi.enabled": "true",  # a cast that fails must stop the run
             "spark.sql.caseSensitive": "true",
