@@ -394,6 +394,7 @@ def _extract_options(command: Command) -> Command:
             help="Fetch only what changed since the study's last pull, or since a FHIR instant before it.",
         ),
         _accept_partial,
+        _memory,
     )
     return _server_options(_with(options, command))
 
@@ -465,6 +466,21 @@ _mappings = click.option(
 )
 _accept_partial = click.option(
     "--accept-partial", is_flag=True, help="Take a pull that is not whole; the figures will say so."
+)
+
+
+def _checked_memory(context: click.Context, option: click.Parameter, given: str | None) -> str | None:
+    del context, option
+    if given is not None and not re.fullmatch(r"\d{1,6}(\.\d{1,3})? ?([KMGT]i?B|%)", given, re.ASCII):
+        raise UsageError("--memory: give an amount with its unit, such as 4GB or 50%")
+    return given
+
+
+_memory = click.option(
+    "--memory",
+    metavar="AMOUNT",
+    callback=_checked_memory,
+    help="What the engine may take, such as 4GB (default half of the machine's); it spills the rest into STUDY.",
 )
 _published = click.option(
     "--published",
@@ -614,6 +630,7 @@ def _how(options: dict[str, Any]) -> pipeline.How:
         group=options["group"],
         updated_since=options.get("updated_since") or "",
         accept_partial=options.get("accept_partial", False),
+        memory=options.get("memory"),
     )
 
 
@@ -625,11 +642,12 @@ def _partial_flag(options: dict[str, Any]) -> str:
 @click.argument("study", type=click.Path(path_type=Path))
 @_mappings
 @_accept_partial
+@_memory
 @_quiet
-def build(study: Path, mappings: Path | None, accept_partial: bool, quiet: bool) -> None:
+def build(study: Path, mappings: Path | None, accept_partial: bool, memory: str | None, quiet: bool) -> None:
     """Build the cohort of STUDY again from its landed records."""
     with _screen(quiet=quiet) as screen:
-        pipeline.build(study, mappings=mappings, accept_partial=accept_partial, voice=screen.voice)
+        pipeline.build(study, mappings=mappings, accept_partial=accept_partial, memory=memory, voice=screen.voice)
     if not quiet:
         click.echo(f"cohort built in {study}; next: crmo-fhir measure {study}")
 

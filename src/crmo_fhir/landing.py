@@ -45,7 +45,18 @@ _RECEIPTS = "receipts"
 _RELEASE = "release"
 _REVIEWS = "reviews"
 _RESTORE = "restore it, or move it out of the study"
-_STATE = (_RECEIPTS, _REVIEWS, ".lock", ".journal", ".export", ".raw-new", ".raw-old", ".cohort-new", ".cohort-old")
+_STATE = (
+    _RECEIPTS,
+    _REVIEWS,
+    ".lock",
+    ".journal",
+    ".export",
+    ".spill",
+    ".raw-new",
+    ".raw-old",
+    ".cohort-new",
+    ".cohort-old",
+)
 DRY_RUN = "publish-dry-run.json"
 OUTPUTS = (
     "results.csv",
@@ -236,6 +247,11 @@ def export_folder(study: Path) -> Path:
     if folder.is_dir() and abs(time.time() - folder.stat().st_mtime) > JOURNAL_HOURS * 3600:
         drop_export(study)
     return folder
+
+
+def spill_folder(study: Path) -> Path:
+    """Where the engine puts what its memory does not hold; it makes the folder, and nothing of it outlives the run."""
+    return study / ".spill"
 
 
 def drop_export(study: Path) -> None:
@@ -795,6 +811,7 @@ def _mend(study: Path) -> None:
             old.rename(study / name)
         for left in (new, old):
             shutil.rmtree(left, ignore_errors=True)
+    shutil.rmtree(spill_folder(study), ignore_errors=True)
     for name in (*OUTPUTS, *ON_REQUEST):
         for folder in (study, study / _RELEASE):
             _staged(folder, name).unlink(missing_ok=True)

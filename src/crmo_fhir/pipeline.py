@@ -90,12 +90,16 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class How:
-    """How to fetch: `mode` auto, search or bulk; a `group` to export; `updated_since` "last" or a FHIR instant."""
+    """How to fetch: `mode` auto, search or bulk; a `group` to export; `updated_since` "last" or a FHIR instant.
+
+    `memory` is what the engine may take, such as "4GB"; by default half of the machine's.
+    """
 
     mode: str = "auto"
     group: str = ""
     updated_since: str = ""
     accept_partial: bool = False
+    memory: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +161,7 @@ def _extract(
     with landing.keep_journal(study, request) as journal:
         is_server = source.lower().startswith(("http://", "https://"))
         fetched = _fetch(source, study, journal, artifacts, parameters, server, how, voice) if is_server else None
-        pull = fetched.pull if fetched else _select(Path(source), artifacts)
+        pull = fetched.pull if fetched else _select(Path(source), artifacts, study, how.memory)
         pull.source = request["source"]
         for warning in pull.warnings:
             voice.warn(warning)
@@ -167,13 +171,17 @@ def _extract(
             voice.warn(f"this pull is partial ({missing}); report and MeasureReport will say so")
         if fetched:
             fetched.landed()
-        _build(study, artifacts, voice, accept_partial=how.accept_partial)
+        _build(study, artifacts, voice, accept_partial=how.accept_partial, memory=how.memory)
 
 
-def _select(folder: Path, artifacts: "Artifacts", base: str | None = None) -> "Pull":
+def _select(
+    folder: Path, artifacts: "Artifacts", study: Path, memory: str | None = None, base: str | None = None
+) -> "Pull":
+    from crmo_fhir import landing
     from crmo_fhir.source.files import select_candidates
 
-    return select_candidates(folder, artifacts.value_set("crmo"), artifacts.value_set("crmo-text"), base=base)
+    crmo, text = artifacts.value_set("crmo"), artifacts.value_set("crmo-text")
+    return select_candidates(folder, crmo, text, base=base, memory=memory, spill=landing.spill_folder(study))
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +214,8 @@ def _fetch(
     way = choose_way(client, capability, crmo, asked=how.mode, group=how.group)
     voice.note(f"fetching by {way.mode}: {way.reason}")
     if way.mode == "bulk":
-        pull = _export(client, capability, way.level, study, earlier, artifacts, server.absent, voice)
+        select = partial(_select, artifacts=artifacts, study=study, memory=how.memory, base=client.base)
+        pull = _export(client, capability, way.level, study, earlier, select, server.absent, voice)
     else:
         crawled = partial(
             crawl,
@@ -308,7 +317,7 @@ def _export(
     level: str,
     study: Path,
     earlier: "Earlier | None",
-    artifacts: "Artifacts",
+    select: "Callable[[Path], Pull]",
     absent: tuple[str, ...],
     voice: Voice,
 ) -> "Pull":
@@ -329,7 +338,7 @@ def _export(
         export = fetch(since=earlier.since)
         if export.deletions and bulk.are_dated(folder, export):
             landing.write_lines(folder / "earlier", earlier.records)
-            pull = _select(folder, artifacts, client.base)
+            pull = select(folder)
             known = {patient for patient, _ in earlier.whole}
             if not pull.unresolved and known.issuperset(row.patient for row in pull.ledger):
                 account_for(pull, export, whole=False, known=earlier.counts)
@@ -340,7 +349,7 @@ def _export(
     while True:
         export = fetch()
         try:
-            pull = _select(folder, artifacts, client.base)
+            pull = select(folder)
         except IncompleteError:
             if not begun_before:
                 raise
@@ -443,16 +452,25 @@ def _misfit(record: Any) -> str | None:
     return None if path is None else f"{path} has not the shape FHIR gives it"
 
 
-def build(study: Path, *, mappings: Path | None = None, accept_partial: bool = False, voice: Voice = SILENT) -> None:
-    """STUDY/raw → STUDY/cohort, with the arguments the study was extracted with."""
+def build(
+    study: Path,
+    *,
+    mappings: Path | None = None,
+    accept_partial: bool = False,
+    memory: str | None = None,
+    voice: Voice = SILENT,
+) -> None:
+    """STUDY/raw → STUDY/cohort, with the arguments the study was extracted with; `memory` is what the engine may take."""
     from crmo_fhir import landing
     from crmo_fhir.artifacts import Artifacts
 
     with landing.hold(study):
-        _build(study, Artifacts.load(mappings), voice, accept_partial=accept_partial)
+        _build(study, Artifacts.load(mappings), voice, accept_partial=accept_partial, memory=memory)
 
 
-def _build(study: Path, artifacts: "Artifacts", voice: Voice, *, accept_partial: bool = False) -> None:
+def _build(
+    study: Path, artifacts: "Artifacts", voice: Voice, *, accept_partial: bool = False, memory: str | None = None
+) -> None:
     from crmo_fhir import landing
     from crmo_fhir.cohort import derive_cohort
     from crmo_fhir.engine import open_engine
@@ -465,7 +483,7 @@ def _build(study: Path, artifacts: "Artifacts", voice: Voice, *, accept_partial:
     _refuse_other_mappings(study, raw, artifacts)
     parameters = _parameters(request)
     reviews = [judgement_of(one) for review in landing.read_reviews(study) for one in review["judgements"]]
-    with open_engine() as engine:
+    with open_engine(memory=memory, temp=landing.spill_folder(study)) as engine:
         facts, type_counts = read_facts(engine, artifacts, raw.files, raw.aliases, ZoneInfo(parameters.time_zone))
     cohort = derive_cohort(
         facts,
