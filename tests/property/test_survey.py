@@ -437,6 +437,19 @@ def test_every_reference_absolute_is_read_line_by_line(tmp_path: Path, runs: Run
     assert pull == runs.line_by_line(tmp_path)
 
 
+@pytest.mark.parametrize("form", [as_plain, as_gzip])
+def test_a_type_that_comes_late_in_a_file_is_seen(
+    tmp_path: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch, form: Callable[[Path, bytes], None]
+) -> None:
+    monkeypatch.setattr(files, "_SNIFFED", 400)
+    form(tmp_path, b"\n".join(lines_of([*PLAIN[20:], *PLAIN[:20]])))
+    pull = runs.surveying(tmp_path)
+    assert isinstance(pull, Pull)
+    assert len(pull.records) == 12
+    assert len(runs.surveyed) == 1
+    assert pull == runs.line_by_line(tmp_path)
+
+
 def test_pieces_of_a_file_end_within_lines(tmp_path: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     made = [{**one, "note": [{"text": "x" * (number * 37 % 400)}]} for number, one in enumerate(PLAIN * 3)]
     as_plain(tmp_path, b"\n".join(lines_of(made)))

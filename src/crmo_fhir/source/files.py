@@ -98,15 +98,22 @@ _R4_MEMBERS = {
 }
 
 
+TOLD = Told(_OLD_TYPES, _OLD_MEMBERS, _R4_MEMBERS, _R5_MEMBERS)
+
+
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A file worth reading: where it is, its name in the source, its age when it was first looked at."""
+    """A file worth reading: where it is, its name in the source, its age when it was first looked at.
+
+    `lines`: it is NDJSON; `packed`: gzip; `kind`: the type of its first lines, if it is one.
+    """
 
     path: Path
     name: str
     stamp: tuple[int, int]
     lines: bool
     packed: bool = False
+    kind: str = ""
 
 
 @dataclass(slots=True)
@@ -208,8 +215,7 @@ def select_candidates(
         if sum(file.stamp[0] for file in lines) >= SURVEYED_FROM:
             # One thread for each file, so that its lines come in their order.
             engine = ends.enter_context(open_engine(threads=1, memory=memory, temp=spill))
-            told = Told(_OLD_TYPES, _OLD_MEMBERS, _R4_MEMBERS, _R5_MEMBERS)
-            survey = Survey(engine, [file.name for file in lines], told)
+            survey = Survey(engine, [file.name for file in lines], TOLD)
         contents = _read_through(listed, {file.name: file for file in lines}, survey, ends)
         try:
             if survey is not None:
@@ -260,7 +266,7 @@ def _read_through(
 def _content(path: Path, name: str, file: _File | None, survey: Survey | None, ended: threading.Event) -> _Content:
     """Hash a file, and survey its lines; those of a gzip file are read once more, to the checksum at the end."""
     packed = file is not None and file.packed
-    surveyed = file is not None and survey is not None and survey.read(name, path, packed=packed)
+    surveyed = file is not None and survey is not None and survey.read(name, path, kind=file.kind, packed=file.packed)
     content, digest = _Content(surveyed=surveyed), hashlib.sha256()
     buffer = memoryview(bytearray(_PIECE))
     for unpacked in (False, True) if surveyed and packed else (False,):
@@ -453,7 +459,9 @@ def _look_at(path: Path, name: str, found: _Found, pull: Pull) -> None:
         elif kind == "":
             read = False
         else:
-            file = replace(file, lines=kind == "lines")
+            matches = [_FIRST_TYPE.match(line) for line in start.split(b"\n")[:-1]]
+            types = {match and match[1].decode() for match in matches}
+            file = replace(file, lines=kind == "lines", kind=(types.pop() or "") if len(types) == 1 else "")
     elif head.startswith(_PACKED):
         pull.warnings.append(f"{name} is packed in a way that is not read; unpack it if it holds FHIR data")
     pull.files.append(SourceFile(name, status.st_size, "", read))

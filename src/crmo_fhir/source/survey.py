@@ -49,6 +49,19 @@ class Told:
     r5_members: Mapping[str, Iterable[str]]
 
 
+_OWN_MEMBERS = {
+    "Condition": ("code", "verificationStatus", "clinicalStatus"),
+    "Patient": ("identifier", "link"),
+}
+
+
+def columns_of(told: Told, kinds: Iterable[str] = READ_TYPES) -> dict[str, str]:
+    """What is read of each line of these types: {member: type in the engine's words}; JSON is the text of what stands there."""
+    tables = (_OWN_MEMBERS, told.old_members, told.r4_members, told.r5_members)
+    named = {member for table in tables for kind in kinds for member in table.get(kind, ())}
+    return dict.fromkeys(sorted((named | {"resourceType", "id"}) - set(_DECIDING)), "JSON") | _DECIDING
+
+
 class Survey:
     """The lines of NDJSON files in tables of an open engine. Rows are the numbers of lines, apart by file."""
 
@@ -65,29 +78,43 @@ class Survey:
             "CREATE TABLE lines (line BIGINT, kind kind, other VARCHAR, id UBIGINT, about UBIGINT, "
             "odd STRUCT(reference VARCHAR, identifier VARCHAR), more VARCHAR, suspect BOOLEAN, version UTINYINT)"
         )
-        self._columns_read, self._statement_read = self._columns(), self._statement()
 
     # ---------------------------------------------------------------------------------------------------- reading
 
-    def read(self, name: str, path: Path, *, packed: bool) -> bool:
-        """Read a file (`packed`: gzip); False, and nothing of it, where the engine cannot read one of its lines."""
-        statement = self._statement_read.replace("{file}", str(self._numbers[name] << _BITS))
-        return self._engine.take_in(statement, path, self._columns_read, packed=packed)
+    def read(self, name: str, path: Path, *, kind: str, packed: bool) -> bool:
+        """Read a file (`packed`: gzip); False, and nothing of it, where the engine cannot read one of its lines.
 
-    def _columns(self) -> dict[str, str]:
-        members = (self._told.old_members, self._told.r4_members, self._told.r5_members)
-        named = {member for table in members for found in table.values() for member in found}
-        named |= {"resourceType", "id", "code", "identifier", "link", "verificationStatus", "clinicalStatus"}
-        return dict.fromkeys(sorted(named - set(_DECIDING)), "JSON") | _DECIDING
-
-    def _statement(self) -> str:
-        told = self._told
-        old = {kind: [f'"{one}" IS NOT NULL' for one in found] for kind, found in told.old_members.items()}
-        old.setdefault("Condition", []).extend(
-            f"starts_with({one}, '\"')" for one in ('"verificationStatus"', '"clinicalStatus"')
+        `kind` is the type that all of its lines seem to have, if there is one: then less has to be read of each, and all of
+        it only where that turns out to be wrong.
+        """
+        return any(
+            self._engine.take_in(
+                self._statement(kinds).replace("{file}", str(self._numbers[name] << _BITS)),
+                path,
+                columns_of(self._told, kinds),
+                packed=packed,
+            )
+            for kinds in ([(kind,)] if kind else []) + [READ_TYPES]
         )
-        r5 = {kind: [f'"{one}" IS NOT NULL' for one in found] for kind, found in told.r5_members.items()}
-        r4 = {kind: [f'"{one}" IS NOT NULL' for one in found] for kind, found in told.r4_members.items()}
+
+    def _statement(self, kinds: Sequence[str]) -> str:
+        told = self._told
+        old, r4, r5 = (
+            {kind: [f'"{one}" IS NOT NULL' for one in table[kind]] for kind in kinds if kind in table}
+            for table in (told.old_members, told.r4_members, told.r5_members)
+        )
+        more = "NULL"
+        if "Condition" in kinds:
+            statuses = ('"verificationStatus"', '"clinicalStatus"')
+            old["Condition"] = [*old.get("Condition", ()), *(f"starts_with({one}, '\"')" for one in statuses)]
+            more = "CASE WHEN kind = '\"Condition\"' THEN code END"
+        if "Patient" in kinds:
+            told_of = "concat('[', id, ',', coalesce(identifier, 'null'), ',', coalesce(link, 'null'), ']')"
+            more = f"CASE WHEN kind = '\"Patient\"' THEN {told_of} ELSE {more} END"
+        seen = "kind"
+        if len(kinds) == 1:
+            another = f"kind <> '\"{kinds[0]}\"'" if kinds[0] in READ_TYPES else "kind IS NOT NULL"
+            seen = f"CASE WHEN {another} THEN error('another type') ELSE kind END"
         apart = ", ".join(_quoted(f'"{kind}"') for kind in ("Bundle", *told.old_types))
         simple = f"regexp_full_match(whose.reference, {_quoted(_SIMPLE_REFERENCE)})"
         suspect = f"""CASE WHEN kind IS NULL
@@ -97,13 +124,11 @@ class Survey:
                     OR coalesce(contains(meta.tag, 'SUBSETTED') OR contains(meta.tag, '\\'), false)
                     OR coalesce({_by_kind(old)}, false) END"""
         return f"""INSERT INTO lines
-            SELECT {{file}} + number, kind, other,
+            SELECT {{file}} + number, {seen}, other,
                 hash(id),
                 CASE WHEN simple THEN hash(whose.reference) END,
                 CASE WHEN whose IS NOT NULL AND NOT simple THEN whose END,
-                CASE kind WHEN '"Condition"' THEN code
-                    WHEN '"Patient"' THEN concat('[', id, ',', coalesce(identifier, 'null'), ',', coalesce(link, 'null'), ']')
-                    END,
+                {more},
                 {suspect},
                 CASE WHEN {_by_kind(r4)} THEN 4 ELSE 0 END + CASE WHEN {_by_kind(r5)} THEN 1 ELSE 0 END
             FROM (SELECT *, CASE WHEN kind IS NULL THEN "resourceType" END AS other, coalesce({simple}, false) AS simple FROM
@@ -301,6 +326,8 @@ def _json_id(one: str) -> str:
 
 
 def _by_kind(conditions: Mapping[str, Iterable[str]]) -> str:
+    if not conditions:
+        return "false"
     cases = " ".join(f"WHEN '\"{kind}\"' THEN {' OR '.join(found)}" for kind, found in conditions.items())
     return f"CASE kind {cases} ELSE false END"
 
