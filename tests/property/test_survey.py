@@ -246,7 +246,7 @@ def write(draw: random.Random, folder: Path) -> None:
         (folder / draw.choice(["manifest.json"])).write_text(json.dumps(request))
 
 
-# A line of each fault that both see. The engine sees no fault in what `survey.LENIENT` tells, unless it decides something.
+# A line of each fault that both see. The engine sees no fault in those of UNSEEN, which decide nothing.
 START = b'{"resourceType":"Observation","id":"bad",'
 SEEN = {
     "cut": START[:-1],

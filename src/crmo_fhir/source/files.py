@@ -145,6 +145,7 @@ class _Found:
 
     files: list[_File] = field(default_factory=list)
     types: dict[str, Counter[str]] = field(default_factory=dict)
+    met: set[str] = field(default_factory=set)
     skipped: set[tuple[str, str]] = field(default_factory=set)
     broken: list[Broken] = field(default_factory=list)
     aliases: dict[str, Key] = field(default_factory=dict)
@@ -166,7 +167,7 @@ class _Found:
 
     @property
     def counts(self) -> Counter[str]:
-        """How many resources of each type there are."""
+        """How many resources of each type there are, without those in quarantine."""
         return sum(self.types.values(), Counter())
 
 
@@ -305,6 +306,7 @@ def _take_over(found: _Found, survey: Survey, contents: Mapping[str, Future[_Con
     survey.settle(found.contents)
     found.survey = survey
     found.types = survey.counts()
+    found.met.update(kind for types in found.types.values() for kind in types)
     found.picked = {name: {} for name in found.contents}
     found.versions |= survey.versions()
     _fetch(found, survey.pick(survey.unsure()))
@@ -692,6 +694,7 @@ def _check(file: _File, found: _Found, crmo: CodeSet, text: CodeSet, picked: Map
             broken.append(Broken(file.name, piece.place, str(error), _readable(piece.raw), matters))
             found.skipped.add((file.name, piece.place))
             continue
+        found.met.add(kind)
         _refuse_old(kind, resource, file.name, piece.place)
         if kind not in READ_TYPES:
             types[kind] += 1
@@ -815,9 +818,9 @@ def _note_deletion(piece: _Piece, found: _Found, file: _File) -> None:
 
 
 def _require(path: Path, found: _Found) -> None:
-    if not found.counts:
+    if not found.met:
         raise IncompleteError(f"{path} holds no FHIR resource; give NDJSON, Bundles or single resources in JSON")
-    missing = [kind for kind in ("Patient", "Condition") if not found.counts[kind]]
+    missing = [kind for kind in ("Patient", "Condition") if kind not in found.met]
     if missing:
         raise IncompleteError(f"{path} holds no {' and no '.join(missing)}; the export is not complete")
 

@@ -4,8 +4,10 @@ A population is read once, by the engine, in a narrow schema that holds what dec
 tells; from each line stay its type, hashes of its id and of the patient it is about, and little else. From that table come
 the lines to be read strictly: always more of them than needed, never fewer. Ids are compared by hash here and by text there.
 
-The engine's JSON is that of the strict reader but for what `LENIENT` says. So a line it takes is whole and has every
-element that decides in the form and number FHIR gives it; one it does not take leaves the file to the strict reader.
+The engine's JSON is that of the strict reader, and a line it does not take leaves the file to that. But it takes NaN and
+Infinity, numbers out of range or of more than 64 digits, a comma behind the last member, nesting deeper than 200, and a
+member named twice among those that it is not asked for. So of a line that is nobody's in the study such a fault is not
+looked for: it is counted, and nothing else is made of it. What decides whose a line is, is read as strictly as it always is.
 The statements are in the words of DuckDB: a source is surveyed on the embedded engine, whatever builds the tables.
 """
 
@@ -18,12 +20,6 @@ from typing import Any
 
 from crmo_fhir.engine import Engine
 from crmo_fhir.model.records import READ_TYPES
-
-LENIENT = (
-    "NaN and Infinity, numbers out of range or of more than 64 digits, a comma behind the last member, nesting deeper than 200, "
-    "and a member named twice, in elements that decide nothing"
-)
-"""What the engine takes and the strict reader does not: of a line that is nobody's in the study, it is not looked for."""
 
 _SIMPLE_ID = r'"[A-Za-z0-9.\-]{1,64}"'
 _SIMPLE_REFERENCE = r'"Patient/[A-Za-z0-9.\-]{1,64}"'
