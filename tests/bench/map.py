@@ -247,7 +247,7 @@ def main() -> None:
     expected = population.children(given.resources) * population.PER_PATIENT
     sys.stdout.write(
         f"{given.resources} resources, {size / 1e6:.0f} MB{' of gzip' if given.packed else ''}, "
-        f"{population.children(given.resources)} children; {len(os.sched_getaffinity(0))} CPUs, Python "
+        f"{population.children(given.resources)} children; {os.cpu_count()} CPUs, Python "
         f"{platform.python_version()}, median of {given.rounds}\n"
     )
     for name in names:

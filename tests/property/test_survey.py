@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,8 +33,14 @@ class Runs:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._patch = monkeypatch
         self.surveyed: list[str] = []
-        self.picked = 0
-        settle, pick = Survey.settle, Survey.pick
+        self.picked = self.checked = 0
+        settle, pick, parse = Survey.settle, Survey.pick, files.strict.parse
+
+        def parsed(raw: bytes) -> Any:
+            self.checked += 1
+            return parse(raw)
+
+        monkeypatch.setattr(files.strict, "parse", parsed)
 
         def settled(survey: Survey, names: Any) -> None:
             self.surveyed = list(names)
@@ -53,7 +60,7 @@ class Runs:
 
     def surveying(self, folder: Path) -> Pull | str:
         self._patch.setattr(files, "SURVEYED_FROM", 0)
-        self.surveyed, self.picked = [], 0
+        self.surveyed, self.picked, self.checked = [], 0, 0
         return self._pull(folder)
 
     @staticmethod
@@ -268,6 +275,9 @@ SEEN = {
     "type twice": b'{"resourceType":"Observation","resourceType":"Patient","id":"a"}',
     "subject twice": START + b'"subject":{"reference":"Patient/p1"},"subject":{"reference":"Patient/p2"}}',
     "reference twice": START + b'"subject":{"reference":"Patient/p1","reference":"Patient/p2"}}',
+    "reference is NaN": START + b'"subject":{"reference":NaN}}',
+    "identifier holds NaN": START + b'"subject":{"identifier":{"system":"urn:mrn","value":"1","rank":NaN}}}',
+    "identifier twice": START + b'"subject":{"identifier":{"system":"urn:mrn","value":"1","value":"2"}}}',
     "code twice": b'{"resourceType":"Condition","id":"bad","code":{"text":"CRMO"},"code":{"text":"x"}}',
     "text twice": b'{"resourceType":"Condition","id":"bad","code":{"text":"CRMO","text":"x"}}',
     "code is no concept": b'{"resourceType":"Condition","id":"bad","code":"M86.3"}',
@@ -426,6 +436,23 @@ def test_lines_that_are_not_those_the_engine_saw_are_not_taken(
         lambda file, numbers, marks: lines_at(file, [n + 1 if n < 101 else n for n in numbers], marks),
     )
     assert runs.surveying(tmp_path) == expected
+
+
+def test_a_name_of_a_file_in_another_encoding_is_read_line_by_line(tmp_path: Path, runs: Runs) -> None:
+    as_plain(tmp_path, b"\n".join(lines_of(PLAIN[:20])))
+    (tmp_path / os.fsdecode(b"caf\xe9 [1] {x} * '.ndjson")).write_bytes(b"\n".join(lines_of(PLAIN[20:])))
+    (tmp_path / "[a] {b} * ? '.ndjson").write_bytes(b"\n".join(lines_of(PLAIN[50:])))
+    pull = runs.surveying(tmp_path)
+    assert runs.surveyed == ["[a] {b} * ? '.ndjson", "all.ndjson"]
+    assert pull == runs.line_by_line(tmp_path)
+
+
+def test_a_candidates_broken_line_does_not_slow_the_rest(tmp_path: Path, runs: Runs) -> None:
+    lines = lines_of(PLAIN)
+    as_plain(tmp_path, b"\n".join([*lines, UNSEEN["NaN"].replace(b"SUBJECT", b"p1")]))
+    assert isinstance(pull := runs.surveying(tmp_path), Pull)
+    assert [one.place for one in pull.broken] == [f"line {len(lines) + 1}"]
+    assert runs.checked < 30
 
 
 def test_every_reference_absolute_is_read_line_by_line(tmp_path: Path, runs: Runs) -> None:

@@ -38,12 +38,14 @@ from crmo_fhir.fhir.search import is_subsetted
 from crmo_fhir.model.records import READ_TYPES, Broken, LedgerRow, Pull, Record, SourceFile
 from crmo_fhir.source import selection
 from crmo_fhir.source.selection import HYDRATED, Person
-from crmo_fhir.source.survey import Lines, Survey, Told, is_simple
+from crmo_fhir.source.survey import Lines, Survey, Told, is_simple, is_simple_id
 
 SURVEYED_FROM = 32 * 1024 * 1024
 """A source with less of NDJSON than this (bytes on disk) is read line by line, and every line strictly."""
 MOST_KEPT = 256 * 1024 * 1024
 """So many bytes of lines picked by the survey are kept; where there are more, it is of no use."""
+MOST_READERS = 8
+"""So many files are surveyed at a time; each takes some 100 MB."""
 MAX_DOCUMENT = 128 * 1024 * 1024
 MAX_NESTING = 4
 _BOM = b"\xef\xbb\xbf"
@@ -258,7 +260,7 @@ def _read_through(
 ) -> dict[str, Future[_Content]]:
     """Begin to read every file to its end, as many at a time as there are cores, beside whatever is done meanwhile."""
     ended = threading.Event()
-    readers = ThreadPoolExecutor(len(os.sched_getaffinity(0)) if survey else 1)
+    readers = ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_READERS) if survey else 1)
     ends.callback(readers.shutdown, wait=True, cancel_futures=True)
     ends.callback(ended.set)
     return {name: readers.submit(_content, path, name, lines.get(name), survey, ended) for path, name in listed}
@@ -303,6 +305,8 @@ def _take_over(found: _Found, survey: Survey, contents: Mapping[str, Future[_Con
     found.contents = {
         name: content for name, content in read.items() if content.surveyed and content.lines == lines.get(name, 0)
     }
+    if not found.contents:
+        return
     survey.settle(found.contents)
     found.survey = survey
     found.types = survey.counts()
@@ -342,17 +346,20 @@ def _fetch(found: _Found, lines: Lines) -> dict[str, dict[int, bytes]]:
             found.types[file.name].subtract(kind for kind in kinds.values() if kind is not None)
     assert found.survey is not None
     ids = {name: {number: _id_of(line) for number, line in picked.items()} for name, picked in fetched.items()}
+    # Where its order of the lines is not theirs, or too many are picked, a survey is of no use.
     kept = sum(len(line) for picked in found.picked.values() for line in picked.values())
     if kept > MOST_KEPT or not found.survey.confirm(ids):
         raise _UnsurveyedError
     return fetched
 
 
-def _id_of(line: bytes) -> object:
+def _id_of(line: bytes) -> str:
+    """The id of a line, empty where it is none that a survey can confirm."""
     try:
-        return msgspec.json.decode(line, type=dict[str, Any]).get("id")
+        own = msgspec.json.decode(line, type=dict[str, Any]).get("id")
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
+        return ""
+    return own if isinstance(own, str) and is_simple_id(own) else ""
 
 
 def _lines_at(file: _File, numbers: list[int], marks: list[int]) -> Iterator[bytes]:

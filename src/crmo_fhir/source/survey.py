@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from crmo_fhir.engine import Engine
+from crmo_fhir.fhir import strict
 from crmo_fhir.model.records import READ_TYPES
 
 _SIMPLE_ID = r'"[A-Za-z0-9.\-]{1,64}"'
@@ -83,6 +84,10 @@ class Survey:
         `kind` is the type that all of its lines seem to have, if there is one: then less has to be read of each, and all of
         it only where that turns out to be wrong.
         """
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            return False
         return any(
             self._engine.take_in(
                 self._statement(kinds).replace("{file}", str(self._numbers[name] << _BITS)),
@@ -160,18 +165,20 @@ class Survey:
             found[self._names[line >> _BITS]][line & _LINE] = None if kind is None else kind.strip('"')
         return found
 
-    def confirm(self, ids: Mapping[str, Mapping[int, object]]) -> bool:
-        """Whether lines, {file: {number: id}}, are those that were taken for them."""
+    def confirm(self, ids: Mapping[str, Mapping[int, str]]) -> bool:
+        """Whether lines, {file: {number: simple id, or empty}}, are those that were taken for them."""
         rows = {
-            (self._numbers[name] << _BITS) + one: said for name, found in ids.items() for one, said in found.items()
+            (self._numbers[name] << _BITS) + one: _json_id(said)
+            for name, found in ids.items()
+            for one, said in found.items()
+            if said
         }
-        said = [_json_id(one) if isinstance(one, str) else None for one in rows.values()]
-        ((wrong,),) = self._engine.ask(
+        ((right,),) = self._engine.ask(
             """SELECT count(*) FROM (SELECT unnest(?::BIGINT[]) AS line, unnest(?::VARCHAR[]) AS said) JOIN told USING (line)
-                WHERE NOT suspect AND id IS DISTINCT FROM hash(said)""",
-            [list(rows), said],
+                WHERE id = hash(said)""",
+            [list(rows), list(rows.values())],
         )
-        return not wrong
+        return bool(right == len(rows))
 
     # ---------------------------------------------------------------------------------------------------- what it tells
 
@@ -230,7 +237,7 @@ class Survey:
         self._hold("ids", "VARCHAR", map(_json_id, ids))
         rows = self._rows("""SELECT line FROM told WHERE about IN (SELECT hash('"Patient/' || value[2:]) FROM ids)""")
         odd = self._engine.ask("SELECT DISTINCT file, odd.reference, odd.identifier FROM told WHERE odd IS NOT NULL")
-        wanted = [one for one in odd if is_ours(self._names[one[0]], _reference(*one[1:]))]
+        wanted = [one for one in odd if (said := _reference(*one[1:])) is None or is_ours(self._names[one[0]], said)]
         if wanted:
             self._engine.ask("CREATE OR REPLACE TEMP TABLE odds (file BIGINT, reference VARCHAR, identifier VARCHAR)")
             for one in wanted:
@@ -292,7 +299,8 @@ class Survey:
         for kind, count in without:
             found[kind.strip('"')] += count
         for file, reference, identifier, kind, count in odd:
-            if is_nobodys(self._names[file], _reference(reference, identifier)):
+            said = _reference(reference, identifier)
+            if said is not None and is_nobodys(self._names[file], said):
                 found[kind.strip('"')] += count
         return found
 
@@ -305,16 +313,28 @@ class Survey:
         )
 
 
+def is_simple_id(one: str) -> bool:
+    """Whether an id is one of those that are compared by hash."""
+    return re.fullmatch(_SIMPLE_ID.strip('"'), one) is not None
+
+
 def is_simple(reference: str) -> bool:
     """Whether a reference is one of those that are compared by hash alone."""
     return re.fullmatch(_SIMPLE_REFERENCE.strip('"'), reference) is not None
 
 
-def _reference(reference: str | None, identifier: str | None) -> dict[str, Any]:
-    import msgspec
-
+def _reference(reference: str | None, identifier: str | None) -> dict[str, Any] | None:
+    """A Reference of the texts of its members; None where the strict reader would not take them."""
     told = {"reference": reference, "identifier": identifier}
-    return {name: msgspec.json.decode(text) for name, text in told.items() if text is not None}
+    try:
+        return {name: _value(text) for name, text in told.items() if text is not None}
+    except ValueError:
+        return None
+
+
+def _value(text: str) -> Any:
+    plain = text[:1] == '"' and "\\" not in text
+    return text[1:-1] if plain else strict.parse(text.encode())
 
 
 def _json_id(one: str) -> str:
