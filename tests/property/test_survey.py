@@ -12,8 +12,10 @@ from typing import Any
 import cohorts
 import pytest
 
+from crmo_fhir import pipeline
 from crmo_fhir.artifacts import Artifacts
 from crmo_fhir.errors import IncompleteError
+from crmo_fhir.model.parameters import Parameters
 from crmo_fhir.model.records import Pull
 from crmo_fhir.source import files
 from crmo_fhir.source.files import select_candidates
@@ -485,3 +487,16 @@ def test_pieces_of_a_file_end_within_lines(tmp_path: Path, runs: Runs, monkeypat
         monkeypatch.setattr(files, "_PIECE", size)
         assert runs.surveying(tmp_path) == expected
         assert runs.surveyed
+
+
+@pytest.mark.parametrize("seed", [11, 12])
+def test_the_bytes_of_a_study_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    cohorts.write(cohorts.make(seed), tmp_path / "in")
+    made = []
+    for least in (0, 1 << 60):
+        monkeypatch.setattr(files, "SURVEYED_FROM", least)
+        study = tmp_path / f"study{least}"
+        pipeline.extract(str(tmp_path / "in"), study, Parameters())
+        made.append({path.relative_to(study): path.read_bytes() for path in study.rglob("*") if path.is_file()})
+    assert made[0] == made[1]
+    assert len(made[0]) > 10
