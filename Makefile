@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 APART := tests/promises tests/unit tests/spec tests/property tests/oracle tests/sql_on_fhir tests/functional
 
-.PHONY: demo test check lint lock promises schedules kill-everywhere releases bench-extract bench-bulk bench-disclosure bench-reports bench-metrics clean
+.PHONY: demo test check lint lock promises schedules kill-everywhere releases bench-extract bench-bulk bench-disclosure bench-reports bench-metrics bench-map clean
 
 demo: $(INSTALLED) ## the main job on the bundled cohort
 	rm -rf .demo
@@ -49,6 +49,9 @@ bench-reports: $(INSTALLED) ## the reports of 1,000 children, and a ledger of a 
 
 bench-metrics: $(INSTALLED) ## 100,000 courses counted and analysed, in under 10 s
 	$(BIN)/python tests/bench/metrics.py
+
+bench-map: $(INSTALLED) ## the children in a population of 1 M resources (RESOURCES=10000000 ROUNDS=3), beside DuckDB, orjson, fhir4ds-v2
+	$(BIN)/python tests/bench/map.py --resources $(or $(RESOURCES),1000000) --rounds $(or $(ROUNDS),5)
 
 lock: $(INSTALLED) ## pin what pyproject.toml allows, with hashes
 	$(BIN)/pip install --quiet uv

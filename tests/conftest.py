@@ -10,6 +10,7 @@ from servers.records import resources
 from support import DEMONSTRATION, DRAWN, Ran, missing_tools, skip_unless
 
 from crmo_fhir import cli, pipeline
+from crmo_fhir.engine import open_duckdb, open_engine
 from crmo_fhir.export import charts
 
 
@@ -62,6 +63,30 @@ def demo_study(tmp_path_factory) -> Path:
     study = tmp_path_factory.mktemp("demo") / "study"
     pipeline.demo(study)
     return study
+
+
+@pytest.fixture(scope="session")
+def spark():
+    """One Spark session on two cores for the whole run: starting one takes seconds."""
+    skip_unless("spark", "Spark", missing_tools("java"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(
+            "JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1"
+        )  # many queries over little data: compile them quickly
+        with open_engine("spark:local[2]", memory="1GB") as opened:
+            yield opened
+
+
+@pytest.fixture(scope="session")
+def duck():
+    with open_duckdb(threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture(params=["duckdb", pytest.param("spark", marks=pytest.mark.spark)])
+def any_engine(request):
+    """Each engine in turn."""
+    return request.getfixturevalue({"duckdb": "duck", "spark": "spark"}[request.param])
 
 
 @pytest.fixture(scope="session")

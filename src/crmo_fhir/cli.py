@@ -391,12 +391,14 @@ def _extract_options(command: Command) -> Command:
             "--interval", type=click.Choice(["wilson", "clopper-pearson"]), help="Confidence interval (default wilson)."
         ),
         _mappings,
+        _engine,
         click.option(
             "--updated-since",
             metavar="last|INSTANT",
             help="Fetch only what changed since the study's last pull, or since a FHIR instant before it.",
         ),
         _accept_partial,
+        _memory,
     )
     return _server_options(_with(options, command))
 
@@ -468,6 +470,28 @@ _mappings = click.option(
 )
 _accept_partial = click.option(
     "--accept-partial", is_flag=True, help="Take a pull that is not whole; the figures will say so."
+)
+_engine = click.option(
+    "--engine",
+    metavar="ENGINE",
+    default="duckdb",
+    show_default=True,
+    help="What runs the views: duckdb, spark, spark:local[2] or spark://HOST:PORT.",
+)
+
+
+def _checked_memory(context: click.Context, option: click.Parameter, given: str | None) -> str | None:
+    del context, option
+    if given is not None and not re.fullmatch(r"\d{1,6}(\.\d{1,3})? ?([KMGT]i?B|%)", given, re.ASCII):
+        raise UsageError("--memory: give an amount with its unit, such as 4GB or 50%")
+    return given
+
+
+_memory = click.option(
+    "--memory",
+    metavar="AMOUNT",
+    callback=_checked_memory,
+    help="What the engine may take, such as 4GB (default half of the machine's); it spills the rest into STUDY.",
 )
 _published = click.option(
     "--published",
@@ -607,6 +631,7 @@ def _extract(source: str | None, study: Path, options: dict[str, Any], *, quiet:
             mappings=options["mappings"],
             server=_server(options, log=screen.log),
             how=_how(options),
+            engine=options["engine"],
             voice=screen.voice,
         )
 
@@ -617,6 +642,7 @@ def _how(options: dict[str, Any]) -> pipeline.How:
         group=options["group"],
         updated_since=options.get("updated_since") or "",
         accept_partial=options.get("accept_partial", False),
+        memory=options.get("memory"),
     )
 
 
@@ -627,14 +653,63 @@ def _partial_flag(options: dict[str, Any]) -> str:
 @cli.command()
 @click.argument("study", type=click.Path(path_type=Path))
 @_mappings
+@_engine
 @_accept_partial
+@_memory
 @_quiet
-def build(study: Path, mappings: Path | None, accept_partial: bool, quiet: bool) -> None:
+def build(
+    study: Path, mappings: Path | None, engine: str, accept_partial: bool, memory: str | None, quiet: bool
+) -> None:
     """Build the cohort of STUDY again from its landed records."""
     with _screen(quiet=quiet) as screen:
-        pipeline.build(study, mappings=mappings, accept_partial=accept_partial, voice=screen.voice)
+        pipeline.build(
+            study,
+            mappings=mappings,
+            accept_partial=accept_partial,
+            engine=engine,
+            memory=memory,
+            voice=screen.voice,
+        )
     if not quiet:
         click.echo(f"cohort built in {study}; next: crmo-fhir measure {study}")
+
+
+@cli.command()
+@click.argument("view", metavar="NAME|FILE")
+@click.argument("source")
+@click.option(
+    "-o",
+    "--out",
+    metavar="FILE",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Write the table, .csv or .parquet by its name.",
+)
+@_mappings
+@_engine
+@_accept_partial
+@_quiet
+def view(
+    view: str, source: str, out: Path, mappings: Path | None, engine: str, accept_partial: bool, quiet: bool
+) -> None:
+    """Run one ViewDefinition over SOURCE and write its rows as a table.
+
+    It is that of a FILE, or one of ours by its NAME (mappings/views). SOURCE is a folder, a file or a study; the records of
+    everybody in it are read, and the table is of single patients: it stays in the hospital.
+    """
+    with _screen(quiet=quiet) as screen:
+        viewed = pipeline.view(
+            view,
+            source,
+            out,
+            mappings=mappings,
+            accept_partial=accept_partial,
+            engine=engine,
+            voice=screen.voice,
+        )
+    of = "" if viewed.records is None else f" of {viewed.records} records"
+    left = f", {viewed.left_out} left out" if viewed.left_out else ""
+    _say(f"{viewed.rows} rows{of}{left} in {out}", quiet=quiet)
 
 
 @cli.command()

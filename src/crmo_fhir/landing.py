@@ -45,7 +45,19 @@ _RECEIPTS = "receipts"
 _RELEASE = "release"
 _REVIEWS = "reviews"
 _RESTORE = "restore it, or move it out of the study"
-_STATE = (_RECEIPTS, _REVIEWS, ".lock", ".journal", ".export", ".raw-new", ".raw-old", ".cohort-new", ".cohort-old")
+_SPILL = ".spill"
+_STATE = (
+    _RECEIPTS,
+    _REVIEWS,
+    _SPILL,
+    ".lock",
+    ".journal",
+    ".export",
+    ".raw-new",
+    ".raw-old",
+    ".cohort-new",
+    ".cohort-old",
+)
 DRY_RUN = "publish-dry-run.json"
 OUTPUTS = (
     "results.csv",
@@ -236,6 +248,11 @@ def export_folder(study: Path) -> Path:
     if folder.is_dir() and abs(time.time() - folder.stat().st_mtime) > JOURNAL_HOURS * 3600:
         drop_export(study)
     return folder
+
+
+def spill_folder(study: Path) -> Path:
+    """Where the engine puts what its memory does not hold; it makes the folder, and nothing of it outlives the run."""
+    return study / _SPILL
 
 
 def drop_export(study: Path) -> None:
@@ -704,6 +721,29 @@ def write_new(path: Path, content: bytes, study: Path) -> None:
     _sync_folder(path.parent)
 
 
+def check_table(path: Path) -> None:
+    """Raise UsageError where a table cannot stand: in no folder, in place of a folder, or among the files of a study."""
+    if not path.parent.is_dir():
+        raise UsageError(f"{path.parent}: no such folder; make it, or choose another")
+    if path.is_dir() or path.is_symlink():
+        raise UsageError(f"{path}: is no file; choose another name")
+    place = path.parent.resolve()
+    in_study = path.name in OUTPUTS and (place / "raw" / "manifest.json").exists()
+    if in_study or any((folder.parent / "raw" / "manifest.json").exists() for folder in (place, *place.parents)):
+        raise UsageError(f"{path}: that place is the program's own; choose another")
+
+
+def write_table(path: Path, content: bytes) -> None:
+    """Write a table for its owner alone and in one step; what it replaces is there until then."""
+    staged = _staged(path.parent, path.name)
+    try:
+        _write_bytes(staged, content)
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
 def _staged(study: Path, name: str) -> Path:
     return study / f".{name}.new"
 
@@ -795,6 +835,7 @@ def _mend(study: Path) -> None:
             old.rename(study / name)
         for left in (new, old):
             shutil.rmtree(left, ignore_errors=True)
+    shutil.rmtree(spill_folder(study), ignore_errors=True)
     for name in (*OUTPUTS, *ON_REQUEST):
         for folder in (study, study / _RELEASE):
             _staged(folder, name).unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from importlib.resources import files as package_files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 from zoneinfo import ZoneInfo
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from crmo_fhir.publish import Held, Plan
     from crmo_fhir.source.crawl import Earlier
     from crmo_fhir.source.probe import Finding
+    from crmo_fhir.source.whole import Gathered
 
 Tell = Callable[[str], None]
 OVERLAP = timedelta(minutes=5)
@@ -90,12 +92,16 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class How:
-    """How to fetch: `mode` auto, search or bulk; a `group` to export; `updated_since` "last" or a FHIR instant."""
+    """How to fetch: `mode` auto, search or bulk; a `group` to export; `updated_since` "last" or a FHIR instant.
+
+    `memory` is what the engine may take, such as "4GB"; by default half of the machine's.
+    """
 
     mode: str = "auto"
     group: str = ""
     updated_since: str = ""
     accept_partial: bool = False
+    memory: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,16 +121,19 @@ def extract(
     mappings: Path | None = None,
     server: Server | None = None,
     how: How | None = None,
+    engine: str = "duckdb",
     voice: Voice = SILENT,
 ) -> None:
     """SOURCE → STUDY/raw → STUDY/cohort.
 
-    `source` is a FHIR base URL, a folder or a file. Raises an error of `errors` where anything that could matter was
+    `source` is a FHIR base URL, a folder or a file; `engine` runs the views over what was landed. Raises an error of `errors` where anything that could matter was
     not read; then no figure is left that could pass for a whole one. What was fetched stays, and the same call goes on.
     """
     from crmo_fhir import landing
     from crmo_fhir.artifacts import Artifacts
+    from crmo_fhir.engine import check_engine
 
+    check_engine(engine)
     how, server = how or How(), server or Server()
     artifacts = Artifacts.load(mappings)
     is_server = source.lower().startswith(("http://", "https://"))
@@ -138,7 +147,7 @@ def extract(
         landing.refuse_foreign(study, request)  # not even a lock comes into a folder that is not ours
     with landing.hold(study, create=True):
         landing.refuse_foreign(study, request)
-        _extract(source, study, request, parameters, artifacts, server, how, voice)
+        _extract(source, study, request, parameters, artifacts, server, how, engine, voice)
 
 
 def _extract(
@@ -149,6 +158,7 @@ def _extract(
     artifacts: "Artifacts",
     server: Server,
     how: How,
+    engine: str,
     voice: Voice,
 ) -> None:
     """The same, in a study that is ours alone."""
@@ -157,7 +167,7 @@ def _extract(
     with landing.keep_journal(study, request) as journal:
         is_server = source.lower().startswith(("http://", "https://"))
         fetched = _fetch(source, study, journal, artifacts, parameters, server, how, voice) if is_server else None
-        pull = fetched.pull if fetched else _select(Path(source), artifacts)
+        pull = fetched.pull if fetched else _select(Path(source), artifacts, study, how.memory)
         pull.source = request["source"]
         for warning in pull.warnings:
             voice.warn(warning)
@@ -167,13 +177,17 @@ def _extract(
             voice.warn(f"this pull is partial ({missing}); report and MeasureReport will say so")
         if fetched:
             fetched.landed()
-        _build(study, artifacts, voice, accept_partial=how.accept_partial)
+        _build(study, artifacts, voice, accept_partial=how.accept_partial, engine=engine, memory=how.memory)
 
 
-def _select(folder: Path, artifacts: "Artifacts", base: str | None = None) -> "Pull":
+def _select(
+    folder: Path, artifacts: "Artifacts", study: Path, memory: str | None = None, base: str | None = None
+) -> "Pull":
+    from crmo_fhir import landing
     from crmo_fhir.source.files import select_candidates
 
-    return select_candidates(folder, artifacts.value_set("crmo"), artifacts.value_set("crmo-text"), base=base)
+    crmo, text = artifacts.value_set("crmo"), artifacts.value_set("crmo-text")
+    return select_candidates(folder, crmo, text, base=base, memory=memory, spill=landing.spill_folder(study))
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +220,8 @@ def _fetch(
     way = choose_way(client, capability, crmo, asked=how.mode, group=how.group)
     voice.note(f"fetching by {way.mode}: {way.reason}")
     if way.mode == "bulk":
-        pull = _export(client, capability, way.level, study, earlier, artifacts, server.absent, voice)
+        select = partial(_select, artifacts=artifacts, study=study, memory=how.memory, base=client.base)
+        pull = _export(client, capability, way.level, study, earlier, select, server.absent, voice)
     else:
         crawled = partial(
             crawl,
@@ -308,7 +323,7 @@ def _export(
     level: str,
     study: Path,
     earlier: "Earlier | None",
-    artifacts: "Artifacts",
+    select: "Callable[[Path], Pull]",
     absent: tuple[str, ...],
     voice: Voice,
 ) -> "Pull":
@@ -329,7 +344,7 @@ def _export(
         export = fetch(since=earlier.since)
         if export.deletions and bulk.are_dated(folder, export):
             landing.write_lines(folder / "earlier", earlier.records)
-            pull = _select(folder, artifacts, client.base)
+            pull = select(folder)
             known = {patient for patient, _ in earlier.whole}
             if not pull.unresolved and known.issuperset(row.patient for row in pull.ledger):
                 account_for(pull, export, whole=False, known=earlier.counts)
@@ -340,7 +355,7 @@ def _export(
     while True:
         export = fetch()
         try:
-            pull = _select(folder, artifacts, client.base)
+            pull = select(folder)
         except IncompleteError:
             if not begun_before:
                 raise
@@ -443,16 +458,37 @@ def _misfit(record: Any) -> str | None:
     return None if path is None else f"{path} has not the shape FHIR gives it"
 
 
-def build(study: Path, *, mappings: Path | None = None, accept_partial: bool = False, voice: Voice = SILENT) -> None:
-    """STUDY/raw → STUDY/cohort, with the arguments the study was extracted with."""
+def build(
+    study: Path,
+    *,
+    mappings: Path | None = None,
+    accept_partial: bool = False,
+    engine: str = "duckdb",
+    memory: str | None = None,
+    voice: Voice = SILENT,
+) -> None:
+    """STUDY/raw → STUDY/cohort, with the arguments the study was extracted with; every engine makes the same bytes.
+
+    `memory` is what the engine may take.
+    """
     from crmo_fhir import landing
     from crmo_fhir.artifacts import Artifacts
+    from crmo_fhir.engine import check_engine
 
+    check_engine(engine)
     with landing.hold(study):
-        _build(study, Artifacts.load(mappings), voice, accept_partial=accept_partial)
+        _build(study, Artifacts.load(mappings), voice, accept_partial=accept_partial, engine=engine, memory=memory)
 
 
-def _build(study: Path, artifacts: "Artifacts", voice: Voice, *, accept_partial: bool = False) -> None:
+def _build(
+    study: Path,
+    artifacts: "Artifacts",
+    voice: Voice,
+    *,
+    accept_partial: bool = False,
+    engine: str = "duckdb",
+    memory: str | None = None,
+) -> None:
     from crmo_fhir import landing
     from crmo_fhir.cohort import derive_cohort
     from crmo_fhir.engine import open_engine
@@ -465,8 +501,8 @@ def _build(study: Path, artifacts: "Artifacts", voice: Voice, *, accept_partial:
     _refuse_other_mappings(study, raw, artifacts)
     parameters = _parameters(request)
     reviews = [judgement_of(one) for review in landing.read_reviews(study) for one in review["judgements"]]
-    with open_engine() as engine:
-        facts, type_counts = read_facts(engine, artifacts, raw.files, raw.aliases, ZoneInfo(parameters.time_zone))
+    with open_engine(engine, memory=memory, temp=landing.spill_folder(study)) as opened:
+        facts, type_counts = read_facts(opened, artifacts, raw.files, raw.aliases, ZoneInfo(parameters.time_zone))
     cohort = derive_cohort(
         facts,
         type_counts,
@@ -495,6 +531,100 @@ def _build(study: Path, artifacts: "Artifacts", voice: Voice, *, accept_partial:
     )
     if unresolved:
         voice.warn(f"{unresolved} records name no Patient that is here; attrition.csv lists them by type")
+
+
+@dataclass(frozen=True, slots=True)
+class Viewed:
+    """What a view gave: how many rows, of how many records, and how many records were left out."""
+
+    rows: int
+    records: int | None
+    left_out: int = 0
+
+
+def view(
+    named: str,
+    source: str,
+    out: Path,
+    *,
+    mappings: Path | None = None,
+    accept_partial: bool = False,
+    engine: str = "duckdb",
+    voice: Voice = SILENT,
+) -> Viewed:
+    """One ViewDefinition over SOURCE → a table, CSV or Parquet by the ending of `out`.
+
+    `named` is a view of the mappings or a file that holds one; `source` a folder or a file, all of whose records of the
+    view's type are read, or a study. Raises UsageError for a view that is wrong before anything is read, IncompleteError
+    for records that cannot be read (`accept_partial` leaves them out). `out` is written whole or not at all.
+    """
+    from crmo_fhir import landing
+    from crmo_fhir.artifacts import Artifacts
+    from crmo_fhir.engine import check_engine, open_engine
+    from crmo_fhir.export.table import check_ending, table_file
+    from crmo_fhir.mapping.query import run_by_base
+    from crmo_fhir.mapping.view import compile_view
+
+    check_engine(engine)
+    check_ending(out.name)
+    landing.check_table(out)
+    compiled = compile_view(_definition(named, Artifacts.load(mappings)))
+    if source.lower().startswith(("http://", "https://")):
+        raise UsageError(f"{source}: a view reads a folder, a file or a study; run 'crmo-fhir extract' first")
+    path, records, left_out = Path(source), None, 0
+    with ExitStack() as held:
+        if (path / "raw" / "manifest.json").is_file():
+            held.enter_context(landing.hold(path))
+            raw = landing.open_raw(path, accept_partial=accept_partial)
+            files = [(file.path, file.base) for file in raw.files if file.type == compiled.resource]
+            folder = landing.spill_folder(path)
+        else:
+            folder = Path(held.enter_context(TemporaryDirectory(prefix=".view-", dir=out.parent)))
+            gathered = _gather(path, compiled.resource, folder, accept_partial=accept_partial, voice=voice)
+            files, records, left_out = gathered.files, gathered.count, len(gathered.broken)
+            folder /= "spill"
+        rows: list[tuple[object, ...]] = []
+        if files:
+            opened = held.enter_context(open_engine(engine, temp=folder))
+            rows = [row for _, found in run_by_base(opened, compiled, files) for row in found]
+        landing.write_table(out, table_file(out.name, compiled.types, compiled.collections, rows))
+    return Viewed(len(rows), records, left_out)
+
+
+def _definition(named: str, artifacts: "Artifacts") -> Mapping[str, Any]:
+    """The ViewDefinition of this name in the mappings, else that of the file."""
+    views = artifacts.views()
+    if named in views:
+        return views[named]
+    if not Path(named).is_file():
+        raise UsageError(f"{named}: no view of that name and no such file; views are {', '.join(views)}")
+    try:
+        definition = json.loads(Path(named).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{named}: is not valid JSON; correct it") from error
+    if not isinstance(definition, dict) or definition.get("resourceType", "ViewDefinition") != "ViewDefinition":
+        raise UsageError(f"{named}: is no ViewDefinition; give one")
+    return definition
+
+
+def _gather(path: Path, kind: str, folder: Path, *, accept_partial: bool, voice: Voice) -> "Gathered":
+    """The records of a type in a folder or file; those that cannot be read end the run, or are told of."""
+    from crmo_fhir.mapping.schema import find_misfit
+    from crmo_fhir.source.whole import gather
+
+    gathered = gather(path, kind, folder, lambda resource: find_misfit(resource, kind))
+    for warning in gathered.warnings:
+        voice.warn(warning)
+    if gathered.broken:
+        first, count = gathered.broken[0], len(gathered.broken)
+        more = f" (and {count - 1} more)" if count > 1 else ""
+        told = f"{first.file}, {first.place}{more}: {first.reason}"
+        if not accept_partial:
+            raise IncompleteError(f"{told}; correct it at its source, or leave it out with --accept-partial")
+        voice.warn(f"{count} records were left out: {told}")
+    if not gathered.count:
+        voice.warn(f"{path} holds no {kind} that can be read: the table is empty")
+    return gathered
 
 
 def _refuse_other_mappings(study: Path, raw: "Raw", artifacts: "Artifacts") -> None:

@@ -363,12 +363,21 @@ class _Connection(socketserver.StreamRequestHandler):
             self.request.settimeout(5)
             self.request = self.fake.tls.wrap_socket(self.request, server_side=True)
             self.request.settimeout(None)
-        super().setup()
+        try:
+            super().setup()
+        except OSError:  # the client has left already
+            self._close()
+            raise
 
     def finish(self) -> None:
-        super().finish()
+        try:
+            super().finish()
+        finally:
+            self._close()
+
+    def _close(self) -> None:
         if self.fake.tls is not None:  # wrapping took the socket from the one that the server would close
-            self.connection.close()
+            self.request.close()
 
     def handle(self) -> None:
         while (request := self._read()) is not None:

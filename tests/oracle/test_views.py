@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import fhirpathpy
+import plain_views
 import pytest
 from fhirpathpy.models import models
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from crmo_fhir.engine import Engine, open_engine
+from crmo_fhir.engine import Engine
 from crmo_fhir.mapping.view import compile_view, run_view
 
 # --- the oracle ----------------------------------------------------------------------------------------------------
@@ -173,23 +174,31 @@ def views(draw: st.DrawFn) -> dict:
     return view
 
 
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    with open_engine(threads=1) as opened:
-        yield opened
+def tried(examples: int) -> settings:
+    unhealthy = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    return settings(
+        max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=unhealthy
+    )
 
 
-@settings(
-    max_examples=60,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-@given(view=views(), resources=st.lists(patient, min_size=1, max_size=4))
-def test_compiled_views_give_what_the_slow_evaluator_gives(
-    view: dict, resources: list[dict], engine: Engine, tmp_path: Path
-) -> None:
+def agree(view: dict, resources: list[dict], engine: Engine, tmp_path: Path) -> None:
     file = tmp_path / "Patient.ndjson"
     file.write_text("".join(f"{json.dumps(each)}\n" for each in resources), encoding="utf-8")
-    assert run_view(engine, compile_view(view), [(file, None)]).to_dict("records") == oracle(view, resources)
+    expected = oracle(view, resources)
+    assert run_view(engine, compile_view(view), [(file, None)]).to_dict("records") == expected
+    assert plain_views.rows(view, resources) == expected
+
+
+@tried(60)
+@given(view=views(), resources=st.lists(patient, min_size=1, max_size=4))
+def test_compiled_views_give_what_the_slow_evaluators_give(
+    view: dict, resources: list[dict], duck: Engine, tmp_path: Path
+) -> None:
+    agree(view, resources, duck, tmp_path)
+
+
+@pytest.mark.spark
+@tried(20)
+@given(view=views(), resources=st.lists(patient, min_size=3, max_size=6))
+def test_so_they_do_on_spark(view: dict, resources: list[dict], spark: Engine, tmp_path: Path) -> None:
+    agree(view, resources, spark, tmp_path)

@@ -726,7 +726,7 @@ from crmo_fhir import cli, engine
 def run(self, *_):
     print("querying", flush=True)
     return self.connection.execute("SELECT sum(a.range * b.range) FROM range(10000000) a, range(10000000) b").fetchall()
-engine.Engine.run = run
+engine.DuckDB.run = run
 sys.argv[0] = "crmo-fhir"
 cli.main()
 """

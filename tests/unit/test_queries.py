@@ -5,6 +5,7 @@
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 from crmo_fhir.artifacts import Artifacts
 from crmo_fhir.engine import open_engine
@@ -35,10 +36,15 @@ def test_the_queries_compiled_ahead_have_not_drifted():
     assert QUERIES.read_text(encoding="utf-8") == compiled_anew(), "run: python tests/unit/test_queries.py"
 
 
-def test_a_changed_view_is_compiled():
+def test_a_changed_view_is_compiled(duck):
     view = Artifacts.load().view("patient")
-    assert isinstance(open_view(view), Shipped)
-    assert isinstance(open_view({**view, "description": "another"}), CompiledView)
+    assert isinstance(open_view(view, duck), Shipped)
+    assert isinstance(open_view({**view, "description": "another"}, duck), CompiledView)
+
+
+def test_the_queries_compiled_ahead_are_for_duckdb_alone():
+    view, spark = Artifacts.load().view("patient"), Mock(dialect="spark")
+    assert isinstance(open_view(view, spark), CompiledView)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,12 @@
 
 import gzip
 import json
-from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
-from crmo_fhir.engine import Engine, open_engine
+from crmo_fhir.engine import Engine, open_duckdb, open_engine
 from crmo_fhir.errors import IncompleteError, UsageError
 from crmo_fhir.mapping.fhirpath import PathError, parse
 from crmo_fhir.mapping.schema import find_misfit
@@ -17,10 +16,9 @@ from crmo_fhir.mapping.view import compile_view, run_view
 VIEWS = sorted((Path(__file__).parents[2] / "mappings" / "views").glob("*.json"))
 
 
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    with open_engine(threads=1) as opened:
-        yield opened
+@pytest.fixture
+def engine(any_engine: Engine) -> Engine:
+    return any_engine
 
 
 def view_of(resource: str, *select: dict, **more: object) -> dict:
@@ -417,7 +415,7 @@ def test_rows_stand_in_the_order_of_files_lines_and_lists_whatever_the_threads(t
     compiled = compile_view(view_of("Patient", columns(id="id"), {"forEach": "name", **columns(use="use")}))
     expected = [(f"{part}-{n}", use) for part in range(3) for n in range(50) for use in "ab"]
     for threads in (1, 3):
-        with open_engine(threads=threads) as opened:
+        with open_duckdb(threads=threads) as opened:
             frame = run_view(opened, compiled, [(file, None) for file in files])
         assert list(frame.itertuples(index=False, name=None)) == expected
 
@@ -505,3 +503,63 @@ def test_a_path_outside_the_subset_is_no_path() -> None:
 )
 def test_find_misfit(resource: dict, misfit: str | None) -> None:
     assert find_misfit(resource, resource["resourceType"]) == misfit
+
+
+def test_a_number_is_written_in_the_same_way_whoever_reads_it(engine: Engine, tmp_path: Path) -> None:
+    numbers = ["7", "1.50", "1e3", "350000.0", "0.00095", "1e-5", "-1.5e-7", "12345678.5", "1e15", "1.5e16", "-2e100"]
+    lines = [f'{{"resourceType": "Observation", "valueQuantity": {{"value": {number}}}}}' for number in numbers]
+    shown = ["7", *(repr(float(number)) for number in numbers[1:])]
+    view = view_of("Observation", columns(value="value.ofType(Quantity).value"))
+    assert [row["value"] for row in rows(engine, tmp_path, view, *lines)] == shown
+    usual = {number: text for number, text in zip(numbers, shown, strict=True) if "e" not in text}
+    inside = ",".join(f'{{"resourceType": "Observation", "valueQuantity": {{"value": {number}}}}}' for number in usual)
+    contained = f'{{"resourceType": "Observation", "contained": [{inside}]}}'
+    view = view_of(
+        "Observation", {"forEach": "contained.ofType(Observation)", **columns(v="value.ofType(Quantity).value")}
+    )
+    assert [row["v"] for row in rows(engine, tmp_path, view, contained)] == list(usual.values())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"resourceType": "Patient", "id": "1"} {"resourceType": "Patient", "id": "2"}',
+        '{"resourceType": "Patient", "id": "1"}, {"resourceType": "Patient", "id": "2"}',
+        '{"resourceType": "Patient", "id": "1"}]{"resourceType": "Patient", "id": "2"}',
+        '{"resourceType": "Patient", "id": "1"} and more',
+        '[{"resourceType": "Patient", "id": "1"}]',
+        "{'resourceType': 'Patient', 'id': '1'}",
+        '"Patient"',
+    ],
+)
+def test_a_line_that_is_not_one_whole_record_stops_the_run(line: str, engine: Engine, tmp_path: Path) -> None:
+    with pytest.raises(IncompleteError, match=r"Patient\.ndjson"):
+        rows(engine, tmp_path, view_of("Patient", columns(id="id")), {"resourceType": "Patient", "id": "0"}, line)
+
+
+def test_bytes_that_are_no_utf8_stop_the_run(engine: Engine, tmp_path: Path) -> None:
+    file = tmp_path / "Patient.ndjson"
+    file.write_bytes(b'{"resourceType": "Patient", "id": "\xff"}\n')
+    with pytest.raises(IncompleteError, match=r"Patient\.ndjson"):
+        run_view(engine, compile_view(view_of("Patient", columns(id="id"))), [(file, None)])
+
+
+def test_files_of_odd_names_are_read(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "[1] {a,b}: 5 %").mkdir()
+    names = ["_a.ndjson", ".b.ndjson", "c:d.ndjson", "e\\f.ndjson", "{g,h} *.ndjson", "[1] {a,b}: 5 %/æ.ndjson"]
+    files = [write(tmp_path / name, {"resourceType": "Patient", "id": name}) for name in names]
+    frame = run_view(engine, compile_view(view_of("Patient", columns(id="id"))), [(file, None) for file in files])
+    assert list(frame["id"]) == names
+
+
+@pytest.mark.spark
+def test_spark_reads_many_parts_of_a_file_in_their_order(spark: Engine, tmp_path: Path) -> None:
+    long = write(
+        tmp_path / "long.ndjson",
+        *({"resourceType": "Patient", "id": str(n), "language": "x" * 2000} for n in range(9000)),
+    )
+    short = write(tmp_path / "short.ndjson", {"resourceType": "Patient", "id": "last"})
+    frame = run_view(
+        spark, compile_view(view_of("Patient", columns(id="id"))), [(short, None), (long, None), (short, None)]
+    )
+    assert list(frame["id"]) == ["last", *map(str, range(9000)), "last"]

@@ -91,7 +91,7 @@ class _Reader:
         files = [file for file in self.files if file.type == view["resource"]]
         if not files:
             return self.read.setdefault(view_name, [])
-        ready = open_view(view)
+        ready = open_view(view, self.engine)
         prefixes = {file.base: file.prefix for file in files}
         found = []
         for base, rows in run_by_base(self.engine, ready, [(file.path, file.base) for file in files]):

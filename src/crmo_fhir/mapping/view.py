@@ -113,6 +113,21 @@ class CompiledView:
         """The places of the columns whose values are lists."""
         return frozenset(i for i, column in enumerate(self.select.all_columns()) if column.collection)
 
+    @property
+    def kinds(self) -> dict[str, str]:
+        """The kind of each column, in order; "text" where the parts of a unionAll differ in it."""
+        kinds: dict[str, str] = {}
+        for column in _columns_of(self.select):
+            known = kinds.setdefault(column.name, column.kind)
+            kinds[column.name] = known if known == column.kind else "text"
+        return {name: kinds[name] for name in self.columns}
+
+    @property
+    def types(self) -> dict[str, str]:
+        """The same for a typed table: decimals, which come as the text of a number, are of the kind "number"."""
+        others = {column.name for column in _columns_of(self.select) if kind_of(column.value) != "decimal"}
+        return {name: kind if name in others else "number" for name, kind in self.kinds.items()}
+
     def query(self, engine: Engine, base: str | None) -> str:
         """The query for records whose own service base is `base`."""
         return engine.compile(self.bind(engine.table(self.schema), base))
@@ -232,6 +247,11 @@ class _Reader:
         value = self.checked(
             lambda: single_route(self.routes(body.get("path"), scope)), f"column {name}, path {body.get('path')}"
         )
+        if value.many and body.get("collection") is False:
+            raise UsageError(
+                f"{self.where}, column {name}, path {body['path']}: may give several values, which `collection: false` "
+                "rules out; take first(), or set `collection` to true"
+            )
         return Column(name, value, body.get("collection") is True)
 
 
@@ -362,9 +382,7 @@ class _Builder:
     names: int = 0
 
     def table_of_rows(self) -> ibis.Table:
-        for column in _columns_of(self.view.select):
-            known = self.kinds.setdefault(column.name, column.kind)
-            self.kinds[column.name] = known if known == column.kind else "text"
+        self.kinds = self.view.kinds
         tests = [self.one(clause, "a where clause") for clause in self.view.where]
         table = self.table = self.table.filter([self.table.resourceType == self.view.resource, *tests])
         self.known.clear()
@@ -797,16 +815,25 @@ def _key(reference: Any, pattern: str) -> Any:
     return ibis.ifelse(reference.re_search(pattern), reference.re_extract(pattern, 1), ibis.null("string"))
 
 
+class DecimalText(ops.Unary):  # type: ignore[misc]
+    """The text of a decimal, written in the same way on every engine: each has one of its own for the numbers of JSON."""
+
+    arg: ops.Value[dt.String]
+    dtype = dt.string
+
+
 def _taker(node: Field) -> Callable[[Any], Any]:
     """How the field is taken out of an item: a struct, or JSON where FHIR gives no one shape."""
 
     def take(item: Any) -> Any:
-        if isinstance(item, ibis.expr.types.JSONValue):
-            return _from_json(item[node.name], node)
         taken = item[node.name]
         if isinstance(taken, ibis.expr.types.JSONValue):
-            return _from_json(taken, node)
-        return taken
+            taken = _from_json(taken, node)
+        if kind_of(node) != "decimal":
+            return taken
+        if node.listed is False:
+            return DecimalText(taken).to_expr()
+        return taken.map(lambda number: DecimalText(number).to_expr())
 
     return take
 

@@ -4,23 +4,32 @@ A source larger than memory is read in passes, and only what belongs to a candid
 and qualifying Conditions name the candidates; (2) their Patient records and those of the same persons; (3) whatever is
 about them; (4) what those records refer to. What a file is, its content says, not its name. Nothing follows the order
 of files, lines or entries. The limit of one line or document is 128 MiB.
+
+The lines of a large source are surveyed by the engine first (`source.survey`): then (1) reads strictly those that are not
+plain or may be a diagnosis, and every later pass only those that may be what it looks for; the rest is counted.
 """
 
 import gzip
 import hashlib
+import io
 import json
 import os
 import re
 import stat
+import threading
 import zlib
+from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, cast
 
 import msgspec
 
+from crmo_fhir.engine import open_duckdb
 from crmo_fhir.errors import IncompleteError, UsageError
 from crmo_fhir.fhir import references, strict
 from crmo_fhir.fhir.codings import CodeSet, is_subsetted
@@ -28,7 +37,14 @@ from crmo_fhir.fhir.references import Identifier, Key
 from crmo_fhir.model.records import READ_TYPES, Broken, LedgerRow, Pull, Record, SourceFile
 from crmo_fhir.source import selection
 from crmo_fhir.source.selection import HYDRATED, Person
+from crmo_fhir.source.survey import Lines, Survey, Told, is_simple, is_simple_id
 
+SURVEYED_FROM = 32 * 1024 * 1024
+"""A source with less of NDJSON than this (bytes, those of gzip files eightfold) is read line by line, each line strictly."""
+MOST_KEPT = 256 * 1024 * 1024
+"""So many bytes of lines picked by the survey are kept; where there are more, it is of no use."""
+MOST_READERS = 8
+"""So many files are surveyed at a time; each takes some 100 MB."""
 MAX_DOCUMENT = 128 * 1024 * 1024
 MAX_NESTING = 4
 _BOM = b"\xef\xbb\xbf"
@@ -37,6 +53,7 @@ _GZIP = b"\x1f\x8b"
 _PACKED = (b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf")
 _SNIFFED = 65536
 _PIECE = 1024 * 1024
+_LINE_FEED = 10
 _JSON_NAME = re.compile(r"\.(json|ndjson|jsonl)(\.gz)?$", re.IGNORECASE)
 _LINES_NAME = re.compile(r"\.(ndjson|jsonl)(\.gz)?$", re.IGNORECASE)
 _FIRST_TYPE = re.compile(rb'\A\s*\{\s*"resourceType"\s*:\s*"([A-Za-z]{1,64})"')
@@ -82,14 +99,32 @@ _R4_MEMBERS = {
 }
 
 
+TOLD = Told(_OLD_TYPES, _OLD_MEMBERS, _R4_MEMBERS, _R5_MEMBERS)
+
+
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A file worth reading: where it is, its name in the source, its age when it was first looked at."""
+    """A file worth reading: where it is, its name in the source, its age when it was first looked at.
+
+    `lines`: it is NDJSON; `packed`: gzip; `kind`: the type of its first lines, if it is one.
+    """
 
     path: Path
     name: str
     stamp: tuple[int, int]
     lines: bool
+    packed: bool = False
+    kind: str = ""
+
+
+@dataclass(slots=True)
+class _Content:
+    """What reading a file to its end tells: its SHA-256, its lines, and how many of them ended before each piece of it."""
+
+    sha256: str = ""
+    surveyed: bool = False
+    lines: int = 0
+    marks: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +145,10 @@ class _Found:
     """What the first pass leaves for the others."""
 
     files: list[_File] = field(default_factory=list)
-    types: dict[str, set[str]] = field(default_factory=dict)
+    types: dict[str, Counter[str]] = field(default_factory=dict)
+    met: set[str] = field(default_factory=set)
     skipped: set[tuple[str, str]] = field(default_factory=set)
-    counts: Counter[str] = field(default_factory=Counter)
+    broken: list[Broken] = field(default_factory=list)
     aliases: dict[str, Key] = field(default_factory=dict)
     qualifying: list[tuple[Key, Any, str]] = field(default_factory=list)
     deleted: dict[Key, Any] = field(default_factory=dict)
@@ -125,6 +161,15 @@ class _Found:
     patients: set[int] = field(default_factory=set)
     own_base: str | None = None
     assigned: dict[Key, tuple[str, str]] = field(default_factory=dict)
+    survey: Survey | None = None
+    picked: dict[str, dict[int, bytes]] = field(default_factory=dict)
+    contents: dict[str, _Content] = field(default_factory=dict)
+    persons: set[tuple[str | None, str]] = field(default_factory=set)
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many resources of each type there are, without those in quarantine."""
+        return sum(self.types.values(), Counter())
 
 
 @dataclass(slots=True)
@@ -138,30 +183,214 @@ class _Kept:
     document: str
 
 
-def select_candidates(path: Path, crmo: CodeSet, text: CodeSet, *, base: str | None = None) -> Pull:
+class _UnsurveyedError(Exception):
+    """The survey of a source cannot say which lines matter; all of them have to be read."""
+
+
+def select_candidates(
+    path: Path,
+    crmo: CodeSet,
+    text: CodeSet,
+    *,
+    base: str | None = None,
+    memory: str | None = None,
+    spill: Path | None = None,
+) -> Pull:
     """Read a folder or file and keep the candidates' records; `base` is the service base they come from, where it is known.
 
+    `memory` bounds the engine, `spill` is a folder that it may make and use meanwhile.
     Raises UsageError for a path that is not there; IncompleteError where nothing is FHIR, Patient or Condition is absent
     altogether, a gzip file is cut or damaged, a line is over the limit, or the data are XML, DSTU2 or STU3. What cannot
     be read as a resource is in `Pull.broken`, with file and place.
     """
     if not path.exists():
         raise UsageError(f"there is no file or folder {path}")
-    pull = Pull(source=str(path))
-    found = _Found(own_base=base)
+    found, pull = _Found(own_base=base), Pull(source=str(path))
     listed = _listed(path, pull)
     for file_path, name in listed:
         _look_at(file_path, name, found, pull)
     pull.files.sort(key=lambda file: file.name)
+    begun = replace(pull, broken=[*pull.broken], warnings=[*pull.warnings])
+    with ExitStack() as ends:
+        lines = [file for file in found.files if file.lines]
+        survey = None
+        if sum(file.stamp[0] * (8 if file.packed else 1) for file in lines) >= SURVEYED_FROM:
+            # One thread for each file, so that its lines come in their order.
+            engine = ends.enter_context(open_duckdb(threads=1, memory=memory, temp=spill))
+            survey = Survey(engine, [file.name for file in lines], TOLD)
+        contents = _read_through(listed, {file.name: file for file in lines}, survey, ends)
+        try:
+            if survey is not None:
+                _take_over(found, survey, contents)
+            _select(path, found, pull, crmo, text)
+        except _UnsurveyedError:
+            found, pull = _Found(found.files, bases=found.bases, own_base=base), begun
+            _select(path, found, pull, crmo, text)
+        pull.files = [replace(file, sha256=contents[file.name].result().sha256) for file in pull.files]
+        for file in found.files:
+            _refuse_changed(file)
+    return pull
+
+
+def _select(path: Path, found: _Found, pull: Pull, crmo: CodeSet, text: CodeSet) -> None:
+    """The passes over the files, or over those of their lines that may matter."""
     for file in found.files:
-        _check(file, found, pull, crmo, text)
+        _check(file, found, crmo, text, found.picked.get(file.name))
+    if found.survey is not None:
+        _pick(found, crmo, text, found.survey.conditions(lambda code: _may_count(code, crmo, text)))
+        if not (found.has_base or found.relative) or any(map(is_simple, found.aliases)):
+            raise _UnsurveyedError
+        if found.qualifying:
+            bases = _bases(found)
+            found.patients.update(hash((bases[name], one)) for name, one in found.survey.patients())
     _require(path, found)
     _settle_base(found, pull)
-    people, candidates = _people(found)
-    kept = _keep(found, pull, people, candidates)
-    _hydrate(found, pull, kept)
+    people, candidates = _people(found, crmo, text)
+    kept = _keep(found, pull, people, candidates, crmo, text)
+    _hydrate(found, pull, kept, crmo, text)
     _report(found, pull, people, candidates, kept)
-    return pull
+
+
+# ------------------------------------------------------------------------------------------------- what an engine can do
+
+
+def _read_through(
+    listed: list[tuple[Path, str]], lines: Mapping[str, _File], survey: Survey | None, ends: ExitStack
+) -> dict[str, Future[_Content]]:
+    """Begin to read every file to its end, as many at a time as there are cores, beside whatever is done meanwhile."""
+    ended = threading.Event()
+    readers = ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_READERS) if survey else 1)
+    ends.callback(readers.shutdown, wait=True, cancel_futures=True)
+    ends.callback(ended.set)
+    return {name: readers.submit(_content, path, name, lines.get(name), survey, ended) for path, name in listed}
+
+
+def _content(path: Path, name: str, file: _File | None, survey: Survey | None, ended: threading.Event) -> _Content:
+    """Hash a file, and survey its lines; those of a gzip file are read once more, to the checksum at the end."""
+    packed = file is not None and file.packed
+    surveyed = file is not None and survey is not None and survey.read(name, path, kind=file.kind, packed=file.packed)
+    content, digest = _Content(surveyed=surveyed), hashlib.sha256()
+    buffer = memoryview(bytearray(_PIECE))
+    for unpacked in (False, True) if surveyed and packed else (False,):
+        content.lines, last = 0, _LINE_FEED
+        with _guarded(path, name, packed=unpacked) as stream:
+            while (size := cast("io.BufferedIOBase", stream).readinto(buffer)) and not ended.is_set():
+                if not unpacked:
+                    digest.update(buffer[:size])
+                if surveyed:
+                    content.marks.append(content.lines)
+                    content.lines += _line_feeds(buffer[:size])
+                    last = buffer[size - 1]
+        content.lines += last != _LINE_FEED
+    content.sha256 = digest.hexdigest()
+    return content
+
+
+def _line_feeds(piece: memoryview) -> int:
+    """Count them; four times as fast as bytes do, which matters where a population is read."""
+    import numpy as np
+
+    return int(np.count_nonzero(np.frombuffer(piece, dtype=np.uint8) == _LINE_FEED))
+
+
+def _take_over(found: _Found, survey: Survey, contents: Mapping[str, Future[_Content]]) -> None:
+    """Take down what a survey counted, and which lines to read in any case.
+
+    A file is left to be read line by line where the engine cannot read one of its lines, or where not every line is one
+    of its records (blank ones are not).
+    """
+    read = {file.name: contents[file.name].result() for file in found.files if file.lines}
+    lines = survey.lines_of()
+    found.contents = {
+        name: content for name, content in read.items() if content.surveyed and content.lines == lines.get(name, 0)
+    }
+    if not found.contents:
+        return
+    survey.settle(found.contents)
+    found.survey = survey
+    found.types = survey.counts()
+    found.met.update(kind for types in found.types.values() for kind in types)
+    found.picked = {name: {} for name in found.contents}
+    found.versions |= survey.versions()
+    _fetch(found, survey.pick(survey.unsure()))
+
+
+def _may_count(code: str, crmo: CodeSet, text: CodeSet) -> bool:
+    """Whether a Condition of this code may be a diagnosis that counts, or is none that the strict reader takes."""
+    try:
+        condition = {"code": strict.parse(code.encode())}
+    except ValueError:
+        return True
+    return selection.malformed("Condition", condition) is not None or selection.qualifies(condition, crmo, text)
+
+
+def _pick(found: _Found, crmo: CodeSet, text: CodeSet, rows: Iterable[int]) -> None:
+    """Read rows of the survey strictly, those that were not read before."""
+    assert found.survey is not None
+    fetched = _fetch(found, found.survey.pick(rows))
+    for file in found.files:
+        if file.name in fetched:
+            _check(file, found, crmo, text, fetched[file.name])
+
+
+def _fetch(found: _Found, lines: Lines) -> dict[str, dict[int, bytes]]:
+    """Fetch lines from the files; what the survey counted of them is counted no more, since `_check` will."""
+    fetched: dict[str, dict[int, bytes]] = {}
+    for file in found.files:
+        if kinds := lines.get(file.name):
+            numbers = sorted(kinds)
+            texts = _lines_at(file, numbers, found.contents[file.name].marks)
+            fetched[file.name] = dict(zip(numbers, texts, strict=True))
+            found.picked[file.name] |= fetched[file.name]
+            found.types[file.name].subtract(kind for kind in kinds.values() if kind is not None)
+    assert found.survey is not None
+    ids = {name: {number: _id_of(line) for number, line in picked.items()} for name, picked in fetched.items()}
+    # Where its order of the lines is not theirs, or too many are picked, a survey is of no use.
+    kept = sum(len(line) for picked in found.picked.values() for line in picked.values())
+    if kept > MOST_KEPT or not found.survey.confirm(ids):
+        raise _UnsurveyedError
+    return fetched
+
+
+def _id_of(line: bytes) -> str:
+    """The id of a line, empty where it is none that a survey can confirm."""
+    try:
+        own = msgspec.json.decode(line, type=dict[str, Any]).get("id")
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return ""
+    return own if isinstance(own, str) and is_simple_id(own) else ""
+
+
+def _lines_at(file: _File, numbers: list[int], marks: list[int]) -> Iterator[bytes]:
+    """The lines of these numbers, in order; a plain file is read only around them."""
+    if file.packed:
+        wanted = set(numbers)
+        for number, line in enumerate(_lines(file.path, file.name), 1):
+            if number in wanted:
+                yield line
+            if number == numbers[-1]:
+                return
+    with _guarded(file.path, file.name) as stream:
+        piece, at = b"", -1
+        for number in numbers:
+            index = max(bisect_left(marks, number - 1) - 1, 0)
+            if index != at:
+                stream.seek(index * _PIECE)
+                piece, at = stream.read(_PIECE), index  # marks stand at the beginning of each
+                begin, passed = 0, marks[index]
+            while passed < number - 1:
+                begin = piece.find(b"\n", begin) + 1
+                passed += 1
+                if not begin:
+                    raise IncompleteError(
+                        f"{file.name} changed while it was read; run again when the source is at rest"
+                    )
+            end = piece.find(b"\n", begin) + 1
+            if end:
+                yield piece[begin:end]
+            else:
+                stream.seek(index * _PIECE + begin)
+                yield stream.readline(MAX_DOCUMENT + 1)
 
 
 # ---------------------------------------------------------------------------------------------- the files of a source
@@ -212,12 +441,11 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _look_at(path: Path, name: str, found: _Found, pull: Pull) -> None:
-    """Hash one file and decide whether it is FHIR, and whether a line or the whole is a document."""
+    """Decide whether a file is FHIR, and whether a line or the whole is a document; its hash comes later."""
     try:
         status = path.stat()
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
         with _open(path) as stream:
+            packed = isinstance(stream, gzip.GzipFile)
             head = stream.read(_SNIFFED)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise IncompleteError(f"{name}: the gzip file is cut off or damaged; fetch it again") from error
@@ -227,7 +455,7 @@ def _look_at(path: Path, name: str, found: _Found, pull: Pull) -> None:
     read = _is_json(name, start)
     if start.startswith(b"<") and b"http://hl7.org/fhir" in start:
         raise IncompleteError(f"{name}: FHIR XML is not read; export FHIR JSON or NDJSON")
-    file = _File(path, name, (status.st_size, status.st_mtime_ns), lines=False)
+    file = _File(path, name, (status.st_size, status.st_mtime_ns), lines=False, packed=packed)
     if head.startswith(_WIDE_BOMS):
         pull.broken.append(Broken(name, "line 1", "it is UTF-16; FHIR JSON is UTF-8", ""))
         read = False
@@ -239,10 +467,12 @@ def _look_at(path: Path, name: str, found: _Found, pull: Pull) -> None:
         elif kind == "":
             read = False
         else:
-            file = _File(path, name, file.stamp, lines=kind == "lines")
+            matches = [_FIRST_TYPE.match(line) for line in start.split(b"\n")[:-1]]
+            types = {match and match[1].decode() for match in matches}
+            file = replace(file, lines=kind == "lines", kind=(types.pop() or "") if len(types) == 1 else "")
     elif head.startswith(_PACKED):
         pull.warnings.append(f"{name} is packed in a way that is not read; unpack it if it holds FHIR data")
-    pull.files.append(SourceFile(name, status.st_size, digest, read))
+    pull.files.append(SourceFile(name, status.st_size, "", read))
     if read:
         found.files.append(file)
 
@@ -325,15 +555,15 @@ def _whole(path: Path, name: str) -> bytes:
 
 
 class _guarded:  # noqa: N801
-    """A file open for reading whose faults become IncompleteErrors that name it."""
+    """A file open for reading (`packed`: unpacked, if it is gzip) whose faults become IncompleteErrors that name it."""
 
-    def __init__(self, path: Path, name: str) -> None:
-        self._path, self._name = path, name
+    def __init__(self, path: Path, name: str, *, packed: bool = True) -> None:
+        self._path, self._name, self._packed = path, name, packed
         self._stream: IO[bytes] | None = None
 
     def __enter__(self) -> IO[bytes]:
         try:
-            self._stream = _open(self._path)
+            self._stream = _open(self._path) if self._packed else self._path.open("rb")
         except OSError as error:
             raise IncompleteError(f"{self._name} cannot be read; check its permissions") from error
         return self._stream
@@ -370,13 +600,21 @@ def _long_line(begun: bytes, stream: IO[bytes], where: str) -> bytes:
 # ------------------------------------------------------------------------------------------- from a file to resources
 
 
-def _pieces(file: _File, broken: list[Broken] | None) -> Iterator[_Piece]:
-    """The resources of one file, Bundles and arrays taken apart; what cannot be goes to `broken`, if given."""
+def _refuse_changed(file: _File) -> None:
     status = file.path.stat()
     if (status.st_size, status.st_mtime_ns) != file.stamp:
         raise IncompleteError(f"{file.name} changed while it was read; run again when the source is at rest")
+
+
+def _pieces(file: _File, broken: list[Broken] | None, picked: Mapping[int, bytes] | None) -> Iterator[_Piece]:
+    """The resources of one file, Bundles and arrays taken apart; what cannot be goes to `broken`, if given.
+
+    Of a surveyed file, those of the lines that were picked.
+    """
+    _refuse_changed(file)
     if file.lines:
-        for number, line in enumerate(_lines(file.path, file.name), 1):
+        lines = enumerate(_lines(file.path, file.name), 1) if picked is None else sorted(picked.items())
+        for number, line in lines:
             raw = line.removeprefix(_BOM).strip(b" \t\r\n")
             if raw:
                 place = f"line {number}"
@@ -445,11 +683,11 @@ def _readable(raw: bytes) -> str:
 # ------------------------------------------------------------------------------------------------------ the first pass
 
 
-def _check(file: _File, found: _Found, pull: Pull, crmo: CodeSet, text: CodeSet) -> None:
+def _check(file: _File, found: _Found, crmo: CodeSet, text: CodeSet, picked: Mapping[int, bytes] | None = None) -> None:
     """Read one file strictly: quarantine what is broken, note types, aliases and qualifying Conditions."""
-    broken: list[Broken] = []
-    types: Counter[str] = Counter()
-    for piece in _pieces(file, broken):
+    broken = found.broken
+    types = found.types.setdefault(file.name, Counter())
+    for piece in _pieces(file, broken, picked):
         if piece.raw is None:
             _note_deletion(piece, found, file)
             continue
@@ -462,9 +700,10 @@ def _check(file: _File, found: _Found, pull: Pull, crmo: CodeSet, text: CodeSet)
             broken.append(Broken(file.name, piece.place, str(error), _readable(piece.raw), matters))
             found.skipped.add((file.name, piece.place))
             continue
-        types[kind] += 1
+        found.met.add(kind)
         _refuse_old(kind, resource, file.name, piece.place)
         if kind not in READ_TYPES:
+            types[kind] += 1
             continue
         identity, assigned = _identity(resource, piece)
         fault = "its id is no text" if identity is None else selection.malformed(kind, resource)
@@ -472,17 +711,22 @@ def _check(file: _File, found: _Found, pull: Pull, crmo: CodeSet, text: CodeSet)
             broken.append(Broken(file.name, piece.place, fault or "", _readable(piece.raw)))
             found.skipped.add((file.name, piece.place))
             continue
+        types[kind] += 1
         key = Key(_base(piece, found, file), kind, identity)
         _note(key, resource, piece, found, assigned=assigned)
         if kind == "Condition" and selection.qualifies(resource, crmo, text):
             found.qualifying.append((key, selection.subject(resource), piece.document))
-    found.types[file.name] = set(types)
-    found.counts += types
-    only_others = file.lines and bool(types) and not set(types) & set(READ_TYPES)
-    for item in broken:
+
+
+def _broken(found: _Found) -> Iterator[Broken]:
+    """What was broken, and whether it matters, which the rest of its file may tell."""
+    names = {file.name for file in found.files if file.lines}
+    for item in found.broken:
         # A line that does not say its type is of the type of its file, where that is one a study does not read.
+        types = set(+found.types[item.file])
+        only_others = item.file in names and bool(types) and not types & set(READ_TYPES)
         matters = item.matters and not (only_others and _FIRST_TYPE.match(item.text.encode()) is None)
-        pull.broken.append(Broken(item.file, item.place, item.reason, item.text, matters))
+        yield replace(item, matters=matters)
 
 
 def _type_of(resource: object) -> str:
@@ -546,6 +790,8 @@ def _note(key: Key, resource: dict[str, Any], piece: _Piece, found: _Found, *, a
     found.subsetted += is_subsetted(resource)
     if key.type == "Patient":
         found.patients.add(hash((key.base, key.id)))  # a number each: there may be millions
+        if found.survey is not None:
+            found.persons.add((key.base, key.id))
     if key.base is None and not found.relative:
         for reference in references.references_in(resource):
             said = references.parse(reference, None)
@@ -578,9 +824,9 @@ def _note_deletion(piece: _Piece, found: _Found, file: _File) -> None:
 
 
 def _require(path: Path, found: _Found) -> None:
-    if not found.counts:
+    if not found.met:
         raise IncompleteError(f"{path} holds no FHIR resource; give NDJSON, Bundles or single resources in JSON")
-    missing = [kind for kind in ("Patient", "Condition") if not found.counts[kind]]
+    missing = [kind for kind in ("Patient", "Condition") if kind not in found.met]
     if missing:
         raise IncompleteError(f"{path} holds no {' and no '.join(missing)}; the export is not complete")
 
@@ -605,9 +851,9 @@ def _settle_base(found: _Found, pull: Pull) -> None:
 def _resources(found: _Found, kinds: set[str]) -> Iterator[tuple[Key, dict[str, Any], _Piece, bool]]:
     """The checked resources of these types, file by file; only files that hold one of them are opened again."""
     for file in found.files:
-        if not found.types[file.name] & kinds:
+        if not found.types[file.name].keys() & kinds:
             continue
-        for piece in _pieces(file, None):
+        for piece in _pieces(file, None, found.picked.get(file.name)):
             if piece.raw is None or (file.name, piece.place) in found.skipped:
                 continue
             first = _FIRST_TYPE.match(piece.raw)
@@ -642,7 +888,7 @@ def _target(reference: object, base: str | None, found: _Found, document: str) -
     return None
 
 
-def _people(found: _Found) -> tuple[dict[Key, Person], set[Key]]:
+def _people(found: _Found, crmo: CodeSet, text: CodeSet) -> tuple[dict[Key, Person], set[Key]]:
     """The candidates: the subjects of qualifying Conditions, and every Patient record of the same persons."""
     candidates: set[Key] = set()
     by_identifier: set[Identifier] = set()
@@ -659,6 +905,10 @@ def _people(found: _Found) -> tuple[dict[Key, Person], set[Key]]:
     grown = True
     while grown:
         grown = False
+        if found.survey is not None:
+            known = {*by_identifier, *(one for person in people.values() for one in person.identifiers)}
+            rows = found.survey.persons({key.id for key in candidates}, {value for _, value in known})
+            _pick(found, crmo, text, rows)
         for key, resource, piece, _ in _resources(found, {"Patient"}):
             if key in people:
                 continue
@@ -701,7 +951,15 @@ def _owner(
     return identifiers.get(target) if target is not None else None
 
 
-def _keep(found: _Found, pull: Pull, people: dict[Key, Person], candidates: set[Key]) -> dict[Key, _Kept]:
+def _bases(found: _Found) -> dict[str, str | None]:
+    """The base of the plain lines of each surveyed file."""
+    files = [file for file in found.files if file.name in found.picked]
+    return {file.name: _base(_Piece(None, "", "", ""), found, file) for file in files}
+
+
+def _keep(
+    found: _Found, pull: Pull, people: dict[Key, Person], candidates: set[Key], crmo: CodeSet, text: CodeSet
+) -> dict[Key, _Kept]:
     """Everything about the candidates, the newest copy of each, and qualifying Conditions whose subject is not there."""
     kept: dict[Key, _Kept] = {}
     qualifying = {key for key, _, _ in found.qualifying}
@@ -713,13 +971,27 @@ def _keep(found: _Found, pull: Pull, people: dict[Key, Person], candidates: set[
             identifiers.setdefault(identifier, key)
     kinds = set(READ_TYPES) - {"Medication"}
     nobodys: Counter[str] = Counter()
+    if (survey := found.survey) is not None:
+        bases = _bases(found)
+
+        def is_ours(name: str, reference: object) -> bool:
+            target = _target(reference, bases[name], found, "")
+            return target in candidates if isinstance(target, Key) else target in identifiers
+
+        _pick(found, crmo, text, survey.about({key.id for key in candidates}, is_ours))
+        nobodys += survey.count_nobodys(
+            bases, found.persons, lambda name, reference: _is_nobodys(_target(reference, bases[name], found, ""), found)
+        )
     for key, resource, piece, assigned in _resources(found, kinds):
         owner = _owner(key, resource, piece, found, candidates, identifiers)
         if owner is None and key.type != "Patient":
-            nobodys[key.type] += _is_nobodys(key, resource, piece, found)
+            target = _target(selection.subject(resource), key.base, found, piece.document)
+            nobodys[key.type] += _is_nobodys(target, found)
         if owner is not None or key in qualifying:
             _take(kept, key, resource, piece, owner, assigned=assigned)
     # A newer copy may be about somebody else, or be older than a deletion: then the older copies do not count.
+    if survey is not None:
+        _pick(found, crmo, text, survey.copies((key.type, key.id) for key in kept))
     for key, resource, piece, assigned in _resources(found, kinds):
         if key in kept:
             owner = _owner(key, resource, piece, found, candidates, identifiers)
@@ -737,9 +1009,8 @@ def _keep(found: _Found, pull: Pull, people: dict[Key, Person], candidates: set[
     return kept
 
 
-def _is_nobodys(key: Key, resource: dict[str, Any], piece: _Piece, found: _Found) -> bool:
-    """Whether a resource refers to no Patient of the source; one about a Group or a Device refers to what it says."""
-    target = _target(selection.subject(resource), key.base, found, piece.document)
+def _is_nobodys(target: Key | Identifier | None, found: _Found) -> bool:
+    """Whether this is no Patient of the source; of a resource about a Group or a Device nobody expects one."""
     if not isinstance(target, Key):
         return target is None
     if target.type not in ("", "Patient"):
@@ -777,7 +1048,7 @@ def _drop_deleted(kept: dict[Key, _Kept], found: _Found) -> None:
             del kept[key]
 
 
-def _hydrate(found: _Found, pull: Pull, kept: dict[Key, _Kept]) -> None:
+def _hydrate(found: _Found, pull: Pull, kept: dict[Key, _Kept], crmo: CodeSet, text: CodeSet) -> None:
     """Add the Medications, Encounters, ImagingStudies and MedicationRequests that kept records refer to, to the end."""
     asked: dict[Key, set[Key]] = defaultdict(set)
     done: set[Key] = set()
@@ -795,6 +1066,8 @@ def _hydrate(found: _Found, pull: Pull, kept: dict[Key, _Kept]) -> None:
         missing = set(asked) - set(kept) - foreign
         if not missing:
             break
+        if found.survey is not None:
+            _pick(found, crmo, text, found.survey.copies((key.type, key.id) for key in missing))
         for key, resource, piece, assigned in _resources(found, {key.type for key in missing}):
             if key not in missing:
                 continue
@@ -818,6 +1091,7 @@ def _hydrate(found: _Found, pull: Pull, kept: dict[Key, _Kept]) -> None:
 def _report(found: _Found, pull: Pull, people: dict[Key, Person], candidates: set[Key], kept: dict[Key, _Kept]) -> None:
     """Fill in the account: records in order, counts, and the ledger of candidates and types."""
     pull.records = [kept[key].record for key in sorted(kept, key=lambda key: (key.type, key.id, key.base or ""))]
+    pull.broken += _broken(found)
     pull.broken.sort(key=lambda item: (item.file, _natural(item.place)))
     pull.type_counts = dict(sorted(found.counts.items()))
     owned: Counter[tuple[Key, str]] = Counter()

@@ -1,0 +1,120 @@
+"""Small random records of any type, out of the elements that a view reads; and the same with one element spoiled.
+
+What is drawn is what real data hold: elements in any version's shape, missing ones, nulls, empty lists, primitives with
+extensions, one record with twenty elements and the next with none.
+"""
+
+import random
+from typing import Any
+
+from crmo_fhir.mapping.schema import RESOURCE_TYPES, _json_fields, elements_of, is_primitive
+
+WORDS = ("official", "usual", "phone", "Medication", "text/plain", "final", "mg", "æ\"'\n", "", "http://loinc.org")
+DATES = ("2004", "2004-02", "2004-02-29", "2004-02-29T12:30:00+01:00", "2004-02-29T12:30:00.5Z")
+NUMBERS = (0, 7, -3, 1.5, 0.25, 350000.0, 0.0001, 12345678.5)
+REFERENCES = ("Patient/1", "Patient/1/_history/2", "#a", "urn:uuid:5", "http://elsewhere/fhir/Patient/1", "Group/g-1")
+CONTAINED = ("Medication", "Patient", "Organization")
+INSIDE = ("id", "resourceType", "code", "coding", "system", "text", "value", "reference", "display", "item", "answer")
+"""Names that are drawn where what is read has no shape of its own (contained resources, elements of two shapes)."""
+UNSPOILED = ("resourceType", "id", "verificationStatus", "clinicalStatus")
+"""The last two are of FHIR DSTU2 where they are texts, and a source of that ends the run."""
+
+Json = dict[str, Any]
+
+
+def draw_record(rng: random.Random, kind: str, names: dict[str, Any], number: int) -> Json:
+    """A record of a type; `names` are the elements that are read, each with those read of it ({} for a plain value)."""
+    record = draw_element(rng, kind, without(names, rng.choice(("instance", "instanceReference"))), 0)
+    return {"resourceType": kind, **record, "id": f"{kind.lower()}-{number}"}
+
+
+def without(names: dict[str, Any], other: str) -> dict[str, Any]:
+    """The names less one: a record is of FHIR R4 or of R5, which spell an element in one way each."""
+    return {name: without(inner, other) for name, inner in names.items() if name != other}
+
+
+def draw_element(rng: random.Random, owner: str, names: dict[str, Any], depth: int) -> Json:
+    fields, drawn = _json_fields(owner), {}
+    chance = rng.choice((0.2, 0.6, 0.95))
+    for name, inner in names.items():
+        primitive = name.removeprefix("_")
+        if primitive not in fields or name == "resourceType":
+            continue
+        if rng.random() > chance:
+            continue
+        if name.startswith("_"):
+            drawn[name] = {"extension": [draw_element(rng, "Extension", inner.get("extension", {}), depth + 1)]}
+            continue
+        kind, listed = rng.choice(fields[name])
+        drawn[name] = draw_value(rng, kind, listed, inner, depth)
+        if is_primitive(kind) and not listed and rng.random() < 0.1 and f"_{name}" not in names:
+            drawn[f"_{name}"] = {"extension": [{"url": "http://absent", "valueCode": "unknown"}]}
+            if rng.random() < 0.5:
+                del drawn[name]
+    return drawn
+
+
+def draw_value(rng: random.Random, kind: str, listed: bool, inner: dict[str, Any], depth: int) -> Any:
+    if rng.random() < 0.04:
+        return None
+    if not listed:
+        return draw_one(rng, kind, inner, depth)
+    count = rng.choice((0, 1, 1, 2, 3))
+    return [None if rng.random() < 0.05 else draw_one(rng, kind, inner, depth) for _ in range(count)]
+
+
+def draw_one(rng: random.Random, kind: str, inner: dict[str, Any], depth: int) -> Any:
+    if kind == "Resource":
+        kind = rng.choice(CONTAINED)
+        return {"resourceType": kind, **draw_element(rng, kind, {name: {} for name in INSIDE}, depth + 1)}
+    if not is_primitive(kind):
+        if not inner:
+            names = {name: {} for name in INSIDE} if depth < 4 else {}
+            return draw_element(rng, kind, names, depth + 1)
+        return draw_element(rng, kind, inner, depth + 1)
+    match kind:
+        case "boolean":
+            return rng.random() < 0.5
+        case "integer" | "positiveInt" | "unsignedInt":
+            return rng.randrange(5)
+        case "decimal":
+            return rng.choice(NUMBERS)
+        case "date" | "dateTime" | "instant":
+            return rng.choice(DATES)
+    return rng.choice(REFERENCES if rng.random() < 0.3 else WORDS)
+
+
+def spoiled(rng: random.Random, record: Json) -> Json | None:
+    """The record with one element that FHIR gives another shape, in whichever version; None where it has none to spoil."""
+    known = _json_fields(record["resourceType"])
+    for name in rng.sample(sorted(record), len(record)):
+        kinds = known.get(name)
+        if kinds is None or name in UNSPOILED or record[name] is None:
+            continue
+        listed = kinds[0][1]
+        if len({many for _, many in kinds}) == 1 and rng.random() < 0.5:
+            return {**record, name: {"x": 1} if listed else [record[name]]}
+        if all(is_primitive(each) for each, _ in kinds):
+            wrong: Any = {"x": "y"}
+        elif not any(is_primitive(each) for each, _ in kinds):
+            wrong = "wrong"
+        else:
+            continue
+        return {**record, name: [wrong] if listed else wrong}
+    return None
+
+
+def read_names(schema: dict[str, str]) -> dict[str, Any]:
+    """The elements that a read schema (in DuckDB's words) names, each with those inside it."""
+    from ibis.backends.sql.datatypes import DuckDBType
+
+    def inside(kind: Any) -> dict[str, Any]:
+        if kind.is_array():
+            return inside(kind.value_type)
+        return {name: inside(each) for name, each in kind.items()} if kind.is_struct() else {}
+
+    return {name: inside(DuckDBType.from_string(kind)) for name, kind in schema.items()}
+
+
+assert set(CONTAINED) <= set(RESOURCE_TYPES)
+assert elements_of("Extension")
