@@ -136,7 +136,7 @@ def extract(
     check_engine(engine)
     how, server = how or How(), server or Server()
     artifacts = Artifacts.load(mappings)
-    is_server = source.lower().startswith(("http://", "https://"))
+    is_server = _is_server(source)
     name = source.rstrip("/") if is_server else str(Path(source).resolve())
     request = {"source": name, "group": how.group, "mappings": artifacts.digest, **_plain(parameters)}
     if not is_server and not Path(source).exists():
@@ -165,7 +165,7 @@ def _extract(
     from crmo_fhir import landing
 
     with landing.keep_journal(study, request) as journal:
-        is_server = source.lower().startswith(("http://", "https://"))
+        is_server = _is_server(source)
         fetched = _fetch(source, study, journal, artifacts, parameters, server, how, voice) if is_server else None
         pull = fetched.pull if fetched else _select(Path(source), artifacts, study, how.memory)
         pull.source = request["source"]
@@ -414,7 +414,7 @@ def probe(
     from crmo_fhir.fhir.sign_in import BackendServices
     from crmo_fhir.source.probe import probe as ask
 
-    if not source.lower().startswith(("http://", "https://")):
+    if not _is_server(source):
         raise UsageError(f"{source}: a FHIR server is asked; give its base URL (http or https)")
     how, server = how or How(), server or Server()
     client, capability = _connect(source, server, voice)
@@ -447,6 +447,11 @@ def diff(earlier: Path, later: Path, out: Path | None = None) -> "list[Change]":
     if out is not None:
         landing.write_rows(out, ("type", "state", "id", "base", "into"), changes)
     return changes
+
+
+def _is_server(source: str) -> bool:
+    """Whether a source is a FHIR server, and not a folder or a file."""
+    return source.lower().startswith(("http://", "https://"))
 
 
 def _misfit(record: Any) -> str | None:
@@ -569,7 +574,7 @@ def view(
     check_ending(out.name)
     landing.check_table(out)
     compiled = compile_view(_definition(named, Artifacts.load(mappings)))
-    if source.lower().startswith(("http://", "https://")):
+    if _is_server(source):
         raise UsageError(f"{source}: a view reads a folder, a file or a study; run 'crmo-fhir extract' first")
     path, records, left_out = Path(source), None, 0
     with ExitStack() as held:
@@ -587,7 +592,7 @@ def view(
         if files:
             opened = held.enter_context(open_engine(engine, temp=folder))
             rows = [row for _, found in run_by_base(opened, compiled, files) for row in found]
-        landing.write_table(out, table_file(out.name, compiled.types, compiled.collections, rows))
+        landing.write_whole(out, table_file(out.name, compiled.types, compiled.collections, rows))
     return Viewed(len(rows), records, left_out)
 
 
@@ -1136,7 +1141,7 @@ def _target(study: Path, to: str, allowed: Sequence[str]) -> tuple[str, bool]:
     from crmo_fhir.fhir.client import checked_base
 
     source = landing.source_of(study)
-    own = checked_base(source) if source.lower().startswith(("http://", "https://")) else ""
+    own = checked_base(source) if _is_server(source) else ""
     others = [checked_base(url) for url in allowed]
     if not to and not own and len(others) != 1:
         raise UsageError(f"{study}: its records came from no server; name the one to publish to with --server URL")

@@ -335,11 +335,15 @@ def _seen(
 
 def _until(sites: Mapping[str, list[Row]], data_lock: date | None) -> tuple[dict[str, list[Row]], list[Row]]:
     """The sites named by the data lock, and the records that name one later."""
-    late = [
-        row for rows in sites.values() for row in rows if data_lock and row["date_low"] and row["date_low"] > data_lock
-    ]
-    kept = {person: [row for row in rows if row not in late] for person, rows in sites.items()}
-    return kept, [_refused(row["source"], row, AFTER_LOCK) for row in late]
+    kept: dict[str, list[Row]] = defaultdict(list)
+    refused = []
+    for person, rows in sites.items():
+        for row in rows:
+            if data_lock and row["date_low"] and row["date_low"] > data_lock:
+                refused.append(_refused(row["source"], row, AFTER_LOCK))
+            else:
+                kept[person].append(row)
+    return kept, refused
 
 
 def _refused(source: str, row: Row, reason: str) -> Row:

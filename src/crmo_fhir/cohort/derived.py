@@ -44,7 +44,7 @@ from typing import Any
 from crmo_fhir.cohort.courses import ESCALATIONS, Course
 from crmo_fhir.cohort.criteria import Row, partial
 from crmo_fhir.cohort.effect import NO_READING, Attributed, _claim, _window_end, is_locked
-from crmo_fhir.model.parameters import Parameters
+from crmo_fhir.model.parameters import CHOICES, Parameters
 
 PEDCNO_ITEMS = ("esr", "lesion-count", "physician-global", "patient-global", "chaq")
 PEDCNO_LEVELS = (30, 50, 70, 90)
@@ -264,12 +264,12 @@ def derive_series(scores: Mapping[str, list[Row]], imaging: Mapping[str, list[Ro
     """
     found = {}
     for person, rows in scores.items():
-        exact = all(row["date_low"] == row["date_high"] for row in rows)
-        once = _series(rows, imaging.get(person, ()), "middle")
-        found[person] = {
-            day: once if exact else _series(rows, imaging.get(person, ()), day)
-            for day in ("middle", "earliest", "latest")
-        }
+        days = [str(day) for day in CHOICES["partial_dates"]]
+        studies = imaging.get(person, ())
+        if all(row["date_low"] == row["date_high"] for row in rows):
+            found[person] = dict.fromkeys(days, _series(rows, studies, days[0]))
+        else:
+            found[person] = {day: _series(rows, studies, day) for day in days}
     return found
 
 
