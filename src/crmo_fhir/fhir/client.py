@@ -351,6 +351,7 @@ class FhirClient:
         self._met = False
         self._asked = set[str]()  # types, operations and parameters of our own asking: only these are ever shown
         self._shut_out = ""
+        self._closed = False
         self._timeout = timeout
         self._lock = threading.Lock()
         self._open = threading.BoundedSemaphore(workers)
@@ -380,7 +381,8 @@ class FhirClient:
         return f"{self._origin[1]}:{self._origin[2]}"
 
     def close(self) -> None:
-        """Close the session's connections."""
+        """Send nothing more, from whatever thread, and close the session's connections."""
+        self._closed = True
         self._session.close()
 
     # ------------------------------------------------------------------------------------------------------- what is asked
@@ -753,6 +755,9 @@ class FhirClient:
         silence = min(self._timeout, max(5.0, self._left))
         started = time.monotonic()
         self._open.acquire()
+        if self._closed:
+            self._open.release()
+            raise NetworkError(f"{self.host}: the run is over, nothing more is asked")
         try:
             prepared = self._session.prepare_request(requests.Request(method, url, data=body, headers=sent))
             prepared.url = url if url.isascii() else prepared.url  # links are opaque: not spelt anew

@@ -131,7 +131,7 @@ def crawl(
     for kind in ("Patient", "Condition"):
         if kind not in run.types:
             raise IncompleteError(f"{client.host}: its CapabilityStatement lists no {kind}; check the base URL")
-    with _workers(client.workers) as pool:
+    with _workers(client) as pool:
         conditions = _conditions(run, pool, crmo, text)
         people = _people(run, pool, _subjects(run, conditions))
         ids = sorted(people)
@@ -144,12 +144,13 @@ def crawl(
 
 
 @contextmanager
-def _workers(number: int) -> Iterator[ThreadPoolExecutor]:
-    """So many threads; where the run ends early nobody waits for what they are still asking."""
-    pool = ThreadPoolExecutor(number)
+def _workers(client: FhirClient) -> Iterator[ThreadPoolExecutor]:
+    """The threads that ask; where the run ends early nobody waits for what they are asking, and they ask for no more."""
+    pool = ThreadPoolExecutor(client.workers)
     try:
         yield pool
     except BaseException:
+        client.close()
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     pool.shutdown()
