@@ -70,10 +70,10 @@ class Artifacts:
 
     def view(self, name: str) -> Resource:
         """Copy the ViewDefinition of this name. Raises IntegrityError when missing."""
-        views = self.views()
-        if name not in views:
-            raise IntegrityError(f"mappings hold no view named {name}: reinstall, or restore mappings/views")
-        return views[name]
+        for view in self._of_type("ViewDefinition"):
+            if view["name"] == name:
+                return copy.deepcopy(view)
+        raise IntegrityError(f"mappings hold no view named {name}: reinstall, or restore mappings/views")
 
     def views(self) -> dict[str, Resource]:
         """Copy all ViewDefinitions, by `name`, sorted."""

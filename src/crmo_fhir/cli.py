@@ -687,10 +687,18 @@ def build(
 )
 @_mappings
 @_engine
+@_memory
 @_accept_partial
 @_quiet
 def view(
-    view: str, source: str, out: Path, mappings: Path | None, engine: str, accept_partial: bool, quiet: bool
+    view: str,
+    source: str,
+    out: Path,
+    mappings: Path | None,
+    engine: str,
+    memory: str | None,
+    accept_partial: bool,
+    quiet: bool,
 ) -> None:
     """Run one ViewDefinition over SOURCE and write its rows as a table.
 
@@ -705,6 +713,7 @@ def view(
             mappings=mappings,
             accept_partial=accept_partial,
             engine=engine,
+            memory=memory,
             voice=screen.voice,
         )
     of = "" if viewed.records is None else f" of {viewed.records} records"

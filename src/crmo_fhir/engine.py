@@ -33,6 +33,7 @@ _MEGABYTE = 1024 * 1024
 _RECORDS = "ndjson_records"
 _LONGEST_LINES = (16 * _MEGABYTE, 256 * _MEGABYTE)
 """Bytes a line may have; the second is tried where the first does not do. A longer line is an error, never cut."""
+_ROWS_AT_A_TIME = 50_000
 _UNREAD = (duckdb.InvalidInputException, duckdb.IOException)
 _TOO_LITTLE = "the engine has not the memory it needs; give it more with --memory"
 _PLACE = re.compile(r'in file "([^"]+)"(?:[^"]*?in line (\d+))?')
@@ -75,11 +76,11 @@ class Engine(Protocol):
     def compile(self, expression: "ibis.Table") -> str:
         """The query of an expression over `table`, to be run over any files."""
 
-    def run(self, query: str, paths: Sequence[Path], columns: Mapping[str, str]) -> list[tuple[object, ...]]:
-        """The rows of a compiled query over NDJSON files (.gz too), in the order of files and lines; missing values are None.
+    def run(self, query: str, paths: Sequence[Path], columns: Mapping[str, str]) -> Iterator[list[tuple[object, ...]]]:
+        """The rows of a compiled query over NDJSON files (.gz too), so many at a time, in the order of files and lines.
 
-        What a record holds beyond `columns` is not read. Raises IncompleteError where a record does not fit, naming
-        file and line at most.
+        Missing values are None; what a record holds beyond `columns` is not read. Raises IncompleteError where a record
+        does not fit, naming file and line at most.
         """
 
 
@@ -174,13 +175,16 @@ class DuckDB:
             raise UsageError(_TOO_LITTLE) from error
         return True
 
-    def run(self, query: str, paths: Sequence[Path], columns: Mapping[str, str]) -> list[tuple[object, ...]]:
+    def run(self, query: str, paths: Sequence[Path], columns: Mapping[str, str]) -> Iterator[list[tuple[object, ...]]]:
         """Give `Engine.run`."""
         message = ""
         for size in _LONGEST_LINES:
             try:
                 whole = f"WITH {_RECORDS} AS ({_read_json(paths, columns, size)}) SELECT * FROM ({query})"  # noqa: S608
-                return self.connection.execute(whole).fetchall()
+                found = self.connection.execute(whole)
+                while rows := found.fetchmany(_ROWS_AT_A_TIME):
+                    yield rows
+                return  # noqa: TRY300
             except duckdb.OutOfMemoryException as error:
                 raise UsageError(_TOO_LITTLE) from error
             except duckdb.Error as error:
@@ -247,13 +251,12 @@ class Spark:
         compiler = _spark_compiler()
         return str(compiler.to_sqlglot(expression).sql(dialect=compiler.dialect))
 
-    def run(self, query: str, paths: Sequence[Path], columns: Mapping[str, str]) -> list[tuple[object, ...]]:
+    def run(self, query: str, paths: Sequence[Path], columns: Mapping[str, str]) -> Iterator[list[tuple[object, ...]]]:
         """Give `Engine.run`."""
         from py4j.protocol import Py4JJavaError
         from pyspark.errors import PySparkException
 
         whole = f"WITH {_RECORDS} AS ({_records(columns)}) SELECT * FROM ({query})"  # noqa: S608
-        rows: list[tuple[object, ...]] = []
         for start in range(0, len(paths), _FILES_AT_A_TIME):
             some = paths[start : start + _FILES_AT_A_TIME]
             try:
@@ -262,8 +265,8 @@ class Spark:
                     table = self.session.sql(whole).toArrow()  # which leaves its socket to the garbage collector
             except (Py4JJavaError, PySparkException) as error:
                 self.fail(str(error), some, columns)
-            rows += zip(*(column.to_pylist() for column in table.columns), strict=True)
-        return rows
+            for batch in table.to_batches(_ROWS_AT_A_TIME):
+                yield list(zip(*(column.to_pylist() for column in batch.columns), strict=True))
 
     def lines(self, paths: Sequence[Path]) -> Any:
         """The lines of the files in one column `value`, each file after the other.
@@ -296,7 +299,7 @@ class Spark:
             raise IncompleteError(f"Spark could not read the records ({condition}); see the log of its workers")
         with open_duckdb(threads=1, temp=self.folder / "duckdb") as duck:
             for path in paths:
-                duck.run(f"SELECT count(COLUMNS(*)) FROM {_RECORDS}", [path], columns)  # noqa: S608
+                list(duck.run(f"SELECT count(COLUMNS(*)) FROM {_RECORDS}", [path], columns))  # noqa: S608
         raise IncompleteError("a record does not have the shape FHIR gives it; correct it at its source")
 
 

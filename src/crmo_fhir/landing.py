@@ -712,7 +712,7 @@ def write_new(path: Path, content: bytes, study: Path) -> None:
     place, own = path.parent.resolve(), study.resolve()
     if own in place.parents or (place == own and (path.name in (*OUTPUTS, *ON_REQUEST) or path.name.startswith("."))):
         raise UsageError(f"{path}: that place is the program's own; choose another")
-    write_whole(path, content)
+    write_whole(path, (content,))
 
 
 def check_table(path: Path) -> None:
@@ -727,11 +727,11 @@ def check_table(path: Path) -> None:
         raise UsageError(f"{path}: that place is the program's own; choose another")
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, pieces: Iterable[bytes]) -> None:
     """Write a file for its owner alone and in one step; what it replaces is there until then."""
     staged = _staged(path.parent, path.name)
     try:
-        _write_bytes(staged, content)
+        _write_pieces(staged, pieces)
         staged.replace(path)
     finally:
         staged.unlink(missing_ok=True)

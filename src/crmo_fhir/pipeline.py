@@ -4,11 +4,13 @@ Rooms are imported where they are used, so that `--help` costs nothing.
 """
 
 import csv
+import importlib
 import io
 import json
+import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
@@ -164,6 +166,7 @@ def _extract(
     """The same, in a study that is ours alone."""
     from crmo_fhir import landing
 
+    threading.Thread(target=_load_build, daemon=True).start()
     with landing.keep_journal(study, request) as journal:
         is_server = _is_server(source)
         fetched = _fetch(source, study, journal, artifacts, parameters, server, how, voice) if is_server else None
@@ -485,6 +488,13 @@ def build(
         _build(study, Artifacts.load(mappings), voice, accept_partial=accept_partial, engine=engine, memory=memory)
 
 
+def _load_build() -> None:
+    """Import what a build needs, while the source is read: half a second that nobody waits for then."""
+    with suppress(Exception):  # whatever it is, the build meets it too
+        importlib.import_module("crmo_fhir.cohort")
+        importlib.import_module("crmo_fhir.mapping.facts")
+
+
 def _build(
     study: Path,
     artifacts: "Artifacts",
@@ -555,13 +565,15 @@ def view(
     mappings: Path | None = None,
     accept_partial: bool = False,
     engine: str = "duckdb",
+    memory: str | None = None,
     voice: Voice = SILENT,
 ) -> Viewed:
     """One ViewDefinition over SOURCE → a table, CSV or Parquet by the ending of `out`.
 
     `named` is a view of the mappings or a file that holds one; `source` a folder or a file, all of whose records of the
     view's type are read, or a study. Raises UsageError for a view that is wrong before anything is read, IncompleteError
-    for records that cannot be read (`accept_partial` leaves them out). `out` is written whole or not at all.
+    for records that cannot be read (`accept_partial` leaves them out). `memory` is what the engine may take. `out` is
+    written whole or not at all.
     """
     from crmo_fhir import landing
     from crmo_fhir.artifacts import Artifacts
@@ -588,12 +600,16 @@ def view(
             gathered = _gather(path, compiled.resource, folder, accept_partial=accept_partial, voice=voice)
             files, records, left_out = gathered.files, gathered.count, len(gathered.broken)
             folder /= "spill"
-        rows: list[tuple[object, ...]] = []
-        if files:
-            opened = held.enter_context(open_engine(engine, temp=folder))
-            rows = [row for _, found in run_by_base(opened, compiled, files) for row in found]
-        landing.write_whole(out, table_file(out.name, compiled.types, compiled.collections, rows))
-    return Viewed(len(rows), records, left_out)
+        opened, given = held.enter_context(open_engine(engine, memory, folder)) if files else None, 0
+
+        def rows() -> Iterator[tuple[object, ...]]:
+            nonlocal given
+            for _, found in run_by_base(opened, compiled, files) if opened else ():
+                given += len(found)
+                yield from found
+
+        landing.write_whole(out, table_file(out.name, compiled.types, compiled.collections, rows()))
+    return Viewed(given, records, left_out)
 
 
 def _definition(named: str, artifacts: "Artifacts") -> Mapping[str, Any]:

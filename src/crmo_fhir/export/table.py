@@ -3,12 +3,15 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from crmo_fhir.errors import UsageError
 
 ENDINGS = (".csv", ".parquet")
+_ROWS_OF_A_PIECE = 100_000
+"""So many make a row group of Parquet."""
 
 
 def check_ending(name: str) -> None:
@@ -18,23 +21,41 @@ def check_ending(name: str) -> None:
 
 
 def table_file(
-    name: str, kinds: Mapping[str, str], collections: frozenset[int], rows: Sequence[Sequence[Any]]
-) -> bytes:
-    """The file of this name; `kinds` says of each column, in order, whether it is "boolean", "integer", "number" or "text".
+    name: str, kinds: Mapping[str, str], collections: frozenset[int], rows: Iterable[Sequence[Any]]
+) -> Iterator[bytes]:
+    """The file of this name, piece by piece; `kinds` says of each column, in order, whether it is "boolean", "integer", "number" or "text".
 
-    `collections` are the places of the columns whose values are lists.
+    `collections` are the places of the columns whose values are lists. The same rows give the same bytes.
     """
-    return (_parquet if name.lower().endswith(".parquet") else _csv)(kinds, collections, rows)
+    return (_parquet if name.lower().endswith(".parquet") else _csv)(kinds, collections, _parted(rows))
 
 
-def _csv(kinds: Mapping[str, str], collections: frozenset[int], rows: Sequence[Sequence[Any]]) -> bytes:
+def _parted(rows: Iterable[Sequence[Any]]) -> Iterator[list[Sequence[Any]]]:
+    rows = iter(rows)
+    while part := list(islice(rows, _ROWS_OF_A_PIECE)):
+        yield part
+
+
+def _csv(
+    kinds: Mapping[str, str], collections: frozenset[int], parts: Iterable[list[Sequence[Any]]]
+) -> Iterator[bytes]:
     """UTF-8 with a header; nothing and the empty text are both empty, true and false as in JSON, a list is a JSON array."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(kinds)
-    for row in rows:
-        writer.writerow([_cell(value, collection=place in collections) for place, value in enumerate(row)])
-    return text.getvalue().encode("utf-8")
+    for part in parts:
+        for row in part:
+            writer.writerow([_cell(value, collection=place in collections) for place, value in enumerate(row)])
+        yield _taken(text).encode("utf-8")
+    yield text.getvalue().encode("utf-8")
+
+
+def _taken(buffer: Any) -> Any:
+    """What was written to a buffer, which is empty then."""
+    content = buffer.getvalue()
+    buffer.seek(0)
+    buffer.truncate()
+    return content
 
 
 def _cell(value: Any, *, collection: bool) -> Any:
@@ -49,7 +70,9 @@ def _typed(value: Any, kind: str) -> Any:
     return [float(each) for each in value] if isinstance(value, list) else float(value)
 
 
-def _parquet(kinds: Mapping[str, str], collections: frozenset[int], rows: Sequence[Sequence[Any]]) -> bytes:
+def _parquet(
+    kinds: Mapping[str, str], collections: frozenset[int], parts: Iterable[list[Sequence[Any]]]
+) -> Iterator[bytes]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -58,10 +81,33 @@ def _parquet(kinds: Mapping[str, str], collections: frozenset[int], rows: Sequen
         pa.field(name, pa.list_(types[kind]) if place in collections else types[kind])
         for place, (name, kind) in enumerate(kinds.items())
     ]
-    arrays = [
-        pa.array([_typed(row[place], kind) for row in rows], type=fields[place].type)
-        for place, kind in enumerate(kinds.values())
-    ]
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_arrays(arrays, schema=pa.schema(fields)), sink)
-    return bytes(sink.getvalue())
+    sink = _Sink()
+    with pq.ParquetWriter(sink, pa.schema(fields)) as writer:
+        for part in parts:
+            arrays = [
+                pa.array([_typed(row[place], kind) for row in part], type=fields[place].type)
+                for place, kind in enumerate(kinds.values())
+            ]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=pa.schema(fields)))
+            yield sink.taken()
+    yield sink.taken()
+
+
+class _Sink(io.RawIOBase):
+    """Holds what was written until it is taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pieces: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, piece: Any) -> int:
+        self._pieces.append(bytes(piece))
+        return len(self._pieces[-1])
+
+    def taken(self) -> bytes:
+        content = b"".join(self._pieces)
+        self._pieces.clear()
+        return content

@@ -70,7 +70,7 @@ def open_view(view: Mapping[str, Any], engine: Engine) -> Runnable:
 def run_by_base(
     engine: Engine, view: Runnable, files: Sequence[tuple[Path, str | None]]
 ) -> Iterator[tuple[str | None, list[tuple[object, ...]]]]:
-    """The rows of a view over NDJSON files, as tuples, the files of one base after the other.
+    """The rows of a view over NDJSON files, as tuples, so many at a time, the files of one base after the other.
 
     Missing values are None, missing collections empty. Raises IncompleteError for a record that does not fit FHIR.
     """
@@ -79,10 +79,12 @@ def run_by_base(
         known = base if view.uses_base else None
         if known not in queries:
             queries[known] = view.query(engine, known)
-        rows = engine.run(queries[known], paths, view.schema)
-        if view.collections:
-            rows = [tuple([] if v is None and i in view.collections else v for i, v in enumerate(row)) for row in rows]
-        yield base, rows
+        for rows in engine.run(queries[known], paths, view.schema):
+            yield base, [_with_lists(row, view.collections) for row in rows] if view.collections else rows
+
+
+def _with_lists(row: tuple[object, ...], collections: frozenset[int]) -> tuple[object, ...]:
+    return tuple([] if value is None and place in collections else value for place, value in enumerate(row))
 
 
 def digest_of(view: Mapping[str, Any]) -> str:

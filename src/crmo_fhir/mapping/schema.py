@@ -8,7 +8,7 @@ fhir.resources models by the tests.
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from itertools import repeat
@@ -28,6 +28,12 @@ def _table() -> dict[str, dict[str, tuple[tuple[str, bool], ...]]]:
         }
         for owner, elements in json.loads(text).items()
     }
+
+
+def beginning_of(types: Iterable[str]) -> str:
+    """The signs that the JSON of a value of these types may begin with, apart from true and false."""
+    known = {"{" if not is_primitive(one) else "-0123456789" if one in _NUMBERS else '"' for one in types}
+    return "".join(sorted(known))
 
 
 def is_primitive(fhir_type: str) -> bool:
@@ -57,21 +63,45 @@ RESOURCE_TYPES: tuple[str, ...] = tuple(name for name, elements in _table().item
 
 @dataclass(slots=True)
 class Shape:
-    """How one JSON field is read: a struct of `fields`, or a leaf ("VARCHAR", "BOOLEAN", "JSON"), alone or in a list."""
+    """How one JSON field is read: a struct of `fields`, or a leaf ("VARCHAR", "BOOLEAN", "JSON"), alone or in a list.
+
+    `begins`: the signs that the JSON of a leaf may begin with.
+    """
 
     leaf: str = "VARCHAR"
     listed: bool = False
     fields: "dict[str, Shape]" = field(default_factory=dict)
+    begins: str = '"'
 
-    def column_type(self) -> str:
-        """Give the type in DuckDB's words."""
+    def column_type(self, *, as_told: bool = False) -> str:
+        """Give the type in DuckDB's words; `as_told`: of each leaf the JSON that stands there."""
         if self.leaf == "JSON":
             return "JSON"
-        inner = self.leaf
+        inner = "JSON" if as_told else self.leaf
         if self.fields:
-            parts = ", ".join(f'"{name}" {shape.column_type()}' for name, shape in sorted(self.fields.items()))
-            inner = f"STRUCT({parts})"
+            parts = (f'"{name}" {shape.column_type(as_told=as_told)}' for name, shape in sorted(self.fields.items()))
+            inner = f"STRUCT({', '.join(parts)})"
         return f"{inner}[]" if self.listed else inner
+
+    def fits(self, value: str, depth: int = 0) -> str:
+        """Give the condition, in DuckDB's words, that a value read `as_told` surely has the shape FHIR gives it.
+
+        What the engine does not take for such a struct or list is an error there. Of a "JSON" leaf nobody can be sure.
+        """
+        if self.leaf == "JSON":
+            return f"{value} IS NULL"
+        one = f"item{depth}" if self.listed else value
+        if self.fields:
+            holds = " AND ".join(
+                shape.fits(f'{one}."{name}"', depth + self.listed) for name, shape in sorted(self.fields.items())
+            )
+        elif self.leaf == "BOOLEAN":
+            holds = f"coalesce({one} IN ('true', 'false'), true)"
+        else:
+            holds = f"coalesce(contains('{self.begins}', left({one}, 1)), true)"
+        return (
+            f"coalesce(list_bool_and(list_transform({value}, lambda {one}: {holds})), true)" if self.listed else holds
+        )
 
 
 def find_misfit(resource: Mapping[str, Any], resource_type: str) -> str | None:

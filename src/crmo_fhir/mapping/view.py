@@ -48,7 +48,7 @@ from crmo_fhir.mapping.fhirpath import (
     type_path,
 )
 from crmo_fhir.mapping.query import run_by_base
-from crmo_fhir.mapping.schema import Shape, is_primitive
+from crmo_fhir.mapping.schema import Shape, beginning_of, is_primitive
 
 _DEEPEST = 10
 """Levels a `repeat` goes down; a record that is deeper stops the run."""
@@ -94,15 +94,30 @@ class Select:
 
 @dataclass(frozen=True, slots=True)
 class CompiledView:
-    """A ViewDefinition whose paths are known to exist. `columns` in order; `schema` is what is read of each record."""
+    """A ViewDefinition whose paths are known to exist. `columns` in order; `shapes` is what is read of each record."""
 
     name: str
     resource: str
     columns: tuple[str, ...]
-    schema: Mapping[str, str]
+    shapes: Mapping[str, Shape]
     select: Select
     where: tuple[Node, ...]
     uses_base: bool
+
+    @property
+    def schema(self) -> dict[str, str]:
+        """Column and type of what is read of each record."""
+        return {name: shape.column_type() for name, shape in self.shapes.items()}
+
+    @property
+    def told(self) -> dict[str, str]:
+        """The same for a reader that checks it with `fits`."""
+        return {name: shape.column_type(as_told=True) for name, shape in self.shapes.items()}
+
+    @property
+    def fits(self) -> str:
+        """The condition on columns `told` that what the view reads of a record surely has the shape FHIR gives it."""
+        return " AND ".join(shape.fits(f'"{name}"') for name, shape in self.shapes.items())
 
     def bind(self, table: ibis.Table, base: str | None) -> ibis.Table:
         """Give the rows of the view over a table of `schema`, whose records' own service base is `base` (None: unknown)."""
@@ -160,7 +175,7 @@ def compile_view(view: Mapping[str, Any]) -> CompiledView:
         raise UsageError(f"{reader.where}: the column {twice[0]} is there twice; give each its own name")
     nodes = [*_nodes_of(select), *where]
     uses_base = any(isinstance(node, ReferenceKey) for top in nodes for node in _walk(top))
-    return CompiledView(name or resource, resource, columns, _read_schema(nodes), select, where, uses_base)
+    return CompiledView(name or resource, resource, columns, _read_shapes(nodes), select, where, uses_base)
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,7 +329,7 @@ def _walk(node: Node) -> Iterator[Node]:
         yield from _walk(child)
 
 
-def _read_schema(nodes: list[Node]) -> dict[str, str]:
+def _read_shapes(nodes: list[Node]) -> dict[str, Shape]:
     root = Shape(fields={"resourceType": Shape()})
     for top in nodes:
         for node in _walk(top):
@@ -322,7 +337,7 @@ def _read_schema(nodes: list[Node]) -> dict[str, str]:
                 root.fields.setdefault("id", Shape())
             elif isinstance(node, Field):
                 _shape_of(node, root)
-    return {name: shape.column_type() for name, shape in sorted(root.fields.items())}
+    return dict(sorted(root.fields.items()))
 
 
 def _shape_of(node: Node, root: Shape) -> Shape:
@@ -346,6 +361,7 @@ def _shape_of(node: Node, root: Shape) -> Shape:
                 shape.leaf = "JSON"
             elif types == ("boolean",):
                 shape.leaf = "BOOLEAN"
+            shape.begins = beginning_of(types)
             return shape
     raise PathError("this part of a record cannot be iterated over")
 
