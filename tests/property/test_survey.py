@@ -414,6 +414,17 @@ def test_a_deciding_line_is_strict_whatever_the_engine_takes(tmp_path: Path, run
     assert pull == runs.line_by_line(tmp_path)
 
 
+@pytest.mark.parametrize("told", [{}, {"id": None}])
+def test_a_patient_without_an_id_is_taken_in_both_ways(tmp_path: Path, runs: Runs, told: Resource) -> None:
+    link = {"link": [{"type": "replaced-by", "other": {"reference": "Patient/p1"}}]}
+    as_plain(tmp_path, b"\n".join(lines_of([*PLAIN, {"resourceType": "Patient", **told, **link}])))
+    pull = runs.surveying(tmp_path)
+    assert runs.surveyed == ["all.ndjson"]
+    assert isinstance(pull, Pull)
+    assert [one.id_assigned for one in pull.records if one.type == "Patient"] == [False, True]
+    assert pull == runs.line_by_line(tmp_path)
+
+
 @pytest.mark.parametrize("cut", [20, 8, 4])
 def test_a_gzip_file_that_is_cut_or_changed_is_seen(tmp_path: Path, runs: Runs, cut: int) -> None:
     packed = gzip.compress(b"\n".join(lines_of(PLAIN)))

@@ -98,8 +98,8 @@ class Survey:
             old["Condition"] = [*old.get("Condition", ()), *(f"starts_with({one}, '\"')" for one in statuses)]
             more = "CASE WHEN kind = '\"Condition\"' THEN code END"
         if "Patient" in kinds:
-            told_of = "concat('[', id, ',', coalesce(identifier, 'null'), ',', coalesce(link, 'null'), ']')"
-            more = f"CASE WHEN kind = '\"Patient\"' THEN {told_of} ELSE {more} END"
+            told_of = ", ',', ".join(f"coalesce({one}, 'null')" for one in ("id", "identifier", "link"))
+            more = f"CASE WHEN kind = '\"Patient\"' THEN concat('[', {told_of}, ']') ELSE {more} END"
         seen = "kind"
         if len(kinds) == 1:
             another = f"kind <> '\"{kinds[0]}\"'" if kinds[0] in READ_TYPES else "kind IS NOT NULL"
