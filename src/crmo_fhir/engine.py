@@ -213,7 +213,7 @@ def open_duckdb(threads: int | None = None, memory: str | None = None, temp: Pat
     if temp is not None:
         settings["temp_directory"] = str(temp)
     with _spilling(temp), closing(duckdb.connect(config=settings)) as connection:
-        limit = _quoted(memory or "50%")  # of what the engine finds, a container's too
+        limit = literal(memory or "50%")  # of what the engine finds, a container's too
         connection.execute(f"SET memory_limit = {limit}")
         yield DuckDB(connection)
 
@@ -502,16 +502,17 @@ def _data_type(kind: str) -> "dt.DataType":
 
 
 def _read_json(paths: Sequence[Path], columns: Mapping[str, str], longest: int, **options: str) -> str:
-    files = ", ".join(_quoted(_without_wildcards(str(path))) for path in paths)
-    fields = ", ".join(f"{_quoted(column)}: {_quoted(kind)}" for column, kind in columns.items())
-    more = "".join(f", {name} = {_quoted(value)}" for name, value in options.items())
+    files = ", ".join(literal(_without_wildcards(str(path))) for path in paths)
+    fields = ", ".join(f"{literal(column)}: {literal(kind)}" for column, kind in columns.items())
+    more = "".join(f", {name} = {literal(value)}" for name, value in options.items())
     return (
         f"SELECT * FROM read_json([{files}], format = 'newline_delimited', columns = {{{fields}}}, "  # noqa: S608
         f"ignore_errors = false, maximum_object_size = {longest}{more})"
     )
 
 
-def _quoted(text: str) -> str:
+def literal(text: str) -> str:
+    """A string in the words of DuckDB."""
     return "'" + text.replace("'", "''") + "'"
 
 

@@ -83,10 +83,9 @@ def read_bytes(folder: Path) -> int:
 def read_duckdb(folder: Path) -> int:
     import duckdb
 
-    from crmo_fhir.source import files
     from crmo_fhir.source.survey import columns_of
 
-    columns = columns_of(files.TOLD)
+    columns = columns_of()
     counted = ", ".join(f'count("{name}")' for name in columns)
     fields = ", ".join(f"'{name}': '{kind}'" for name, kind in columns.items())
     paths = [str(path) for path in files_of(folder)]

@@ -15,9 +15,10 @@ import pytest
 from crmo_fhir import pipeline
 from crmo_fhir.artifacts import Artifacts
 from crmo_fhir.errors import IncompleteError
+from crmo_fhir.fhir import strict
 from crmo_fhir.model.parameters import Parameters
 from crmo_fhir.model.records import Pull
-from crmo_fhir.source import files
+from crmo_fhir.source import files, pieces
 from crmo_fhir.source.files import select_candidates
 from crmo_fhir.source.survey import Survey
 
@@ -36,13 +37,13 @@ class Runs:
         self._patch = monkeypatch
         self.surveyed: list[str] = []
         self.picked = self.checked = 0
-        settle, pick, parse = Survey.settle, Survey.pick, files.strict.parse
+        settle, pick, parse = Survey.settle, Survey.pick, strict.parse
 
         def parsed(raw: bytes) -> Any:
             self.checked += 1
             return parse(raw)
 
-        monkeypatch.setattr(files.strict, "parse", parsed)
+        monkeypatch.setattr(strict, "parse", parsed)
 
         def settled(survey: Survey, names: Any) -> None:
             self.surveyed = list(names)
@@ -413,6 +414,17 @@ def test_a_deciding_line_is_strict_whatever_the_engine_takes(tmp_path: Path, run
     assert pull == runs.line_by_line(tmp_path)
 
 
+@pytest.mark.parametrize("told", [{}, {"id": None}])
+def test_a_patient_without_an_id_is_taken_in_both_ways(tmp_path: Path, runs: Runs, told: Resource) -> None:
+    link = {"link": [{"type": "replaced-by", "other": {"reference": "Patient/p1"}}]}
+    as_plain(tmp_path, b"\n".join(lines_of([*PLAIN, {"resourceType": "Patient", **told, **link}])))
+    pull = runs.surveying(tmp_path)
+    assert runs.surveyed == ["all.ndjson"]
+    assert isinstance(pull, Pull)
+    assert [one.id_assigned for one in pull.records if one.type == "Patient"] == [False, True]
+    assert pull == runs.line_by_line(tmp_path)
+
+
 @pytest.mark.parametrize("cut", [20, 8, 4])
 def test_a_gzip_file_that_is_cut_or_changed_is_seen(tmp_path: Path, runs: Runs, cut: int) -> None:
     packed = gzip.compress(b"\n".join(lines_of(PLAIN)))
@@ -470,7 +482,7 @@ def test_every_reference_absolute_is_read_line_by_line(tmp_path: Path, runs: Run
 def test_a_type_that_comes_late_in_a_file_is_seen(
     tmp_path: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch, form: Callable[[Path, bytes], None]
 ) -> None:
-    monkeypatch.setattr(files, "_SNIFFED", 400)
+    monkeypatch.setattr(pieces, "_SNIFFED", 400)
     form(tmp_path, b"\n".join(lines_of([*PLAIN[20:], *PLAIN[:20]])))
     pull = runs.surveying(tmp_path)
     assert isinstance(pull, Pull)
@@ -484,7 +496,8 @@ def test_pieces_of_a_file_end_within_lines(tmp_path: Path, runs: Runs, monkeypat
     as_plain(tmp_path, b"\n".join(lines_of(made)))
     expected = runs.line_by_line(tmp_path)
     for size in (97, 256, 1000):
-        monkeypatch.setattr(files, "_PIECE", size)
+        monkeypatch.setattr(files, "_BLOCK", size)
+        monkeypatch.setattr(pieces, "_BLOCK", size)
         assert runs.surveying(tmp_path) == expected
         assert runs.surveyed
 

@@ -12,7 +12,7 @@ import pytest
 from crmo_fhir.artifacts import Artifacts
 from crmo_fhir.errors import IncompleteError, UsageError
 from crmo_fhir.model.records import READ_TYPES, Pull
-from crmo_fhir.source import files
+from crmo_fhir.source import pieces
 from crmo_fhir.source.files import select_candidates
 
 Resource = dict[str, Any]
@@ -520,7 +520,7 @@ def test_no_source(tmp_path: Path) -> None:
 
 
 def test_a_line_over_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "MAX_DOCUMENT", 1000)
+    monkeypatch.setattr(pieces, "MAX_DOCUMENT", 1000)
     as_lines(tmp_path, [*COHORT, patient("x", name=[{"text": "x" * 2000}])])
     with pytest.raises(IncompleteError, match="line 15"):
         pull_of(tmp_path)

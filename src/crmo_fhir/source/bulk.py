@@ -131,7 +131,7 @@ class _Asked(msgspec.Struct, frozen=True):
 class _Job(msgspec.Struct):
     """The state of an export: what was asked for, which of its types the server was asked for, and how far it came.
 
-    Its names make `source.files` take it for the manifest it is, and the base of the files from its `request`. `others`
+    Its names make `source.pieces` take it for the manifest it is, and the base of the files from its `request`. `others`
     are the files of types that were not asked for.
     """
 

@@ -9,15 +9,11 @@ The lines of a large source are surveyed by the engine first (`source.survey`): 
 plain or may be a diagnosis, and every later pass only those that may be what it looks for; the rest is counted.
 """
 
-import gzip
 import hashlib
 import io
-import json
 import os
 import re
-import stat
 import threading
-import zlib
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,19 +21,38 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import msgspec
 
 from crmo_fhir.engine import open_duckdb
-from crmo_fhir.errors import IncompleteError, UsageError
+from crmo_fhir.errors import IncompleteError
 from crmo_fhir.fhir import references, strict
 from crmo_fhir.fhir.codings import CodeSet, is_subsetted
 from crmo_fhir.fhir.references import Identifier, Key
-from crmo_fhir.model.records import READ_TYPES, Broken, LedgerRow, Pull, Record, SourceFile
+from crmo_fhir.model.records import READ_TYPES, Broken, LedgerRow, Pull, Record
 from crmo_fhir.source import selection
+from crmo_fhir.source.pieces import (
+    MAX_DOCUMENT,
+    R4_MEMBERS,
+    R5_MEMBERS,
+    File,
+    Piece,
+    Source,
+    base_of,
+    digest_of,
+    first_type,
+    guarded,
+    identify,
+    look_over,
+    read_lines,
+    read_piece,
+    readable,
+    refuse_changed,
+    take_apart,
+)
 from crmo_fhir.source.selection import HYDRATED, Person
-from crmo_fhir.source.survey import Lines, Survey, Told, is_simple, is_simple_id
+from crmo_fhir.source.survey import Lines, Survey, is_simple, is_simple_id
 
 SURVEYED_FROM = 32 * 1024 * 1024
 """A source with less of NDJSON than this (bytes, those of gzip files eightfold) is read line by line, each line strictly."""
@@ -45,76 +60,8 @@ MOST_KEPT = 256 * 1024 * 1024
 """So many bytes of lines picked by the survey are kept; where there are more, it is of no use."""
 MOST_READERS = 8
 """So many files are surveyed at a time; each takes some 100 MB."""
-MAX_DOCUMENT = 128 * 1024 * 1024
-MAX_NESTING = 4
-_BOM = b"\xef\xbb\xbf"
-_WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")
-_GZIP = b"\x1f\x8b"
-_PACKED = (b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf")
-_SNIFFED = 65536
-_PIECE = 1024 * 1024
+_BLOCK = 1024 * 1024
 _LINE_FEED = 10
-_JSON_NAME = re.compile(r"\.(json|ndjson|jsonl)(\.gz)?$", re.IGNORECASE)
-_LINES_NAME = re.compile(r"\.(ndjson|jsonl)(\.gz)?$", re.IGNORECASE)
-_FIRST_TYPE = re.compile(rb'\A\s*\{\s*"resourceType"\s*:\s*"([A-Za-z]{1,64})"')
-_EXPORT = re.compile(r"(https?://\S+?)(?:/(?:Patient|Group/[^/?]+))?/\$export(?:\?|$)")
-_OLD_TYPES = {
-    "MedicationOrder": "DSTU2",
-    "DiagnosticOrder": "DSTU2",
-    "DeviceUseRequest": "DSTU2",
-    "ImagingObjectSelection": "DSTU2",
-    "ImagingManifest": "STU3",
-    "ProcedureRequest": "DSTU2 or STU3",
-    "ReferralRequest": "DSTU2 or STU3",
-}
-_OLD_MEMBERS = {
-    "Condition": {"dateRecorded": "DSTU2", "patient": "DSTU2", "assertedDate": "STU3", "context": "STU3"},
-    "MedicationStatement": {"taken": "STU3", "wasNotTaken": "DSTU2", "notTaken": "STU3", "reasonNotTaken": "STU3"},
-    "MedicationAdministration": {"wasNotGiven": "DSTU2", "notGiven": "STU3", "prescription": "DSTU2 or STU3"},
-    "MedicationDispense": {"notDone": "STU3", "notDoneReasonReference": "STU3"},
-    "Procedure": {"notPerformed": "DSTU2", "notDone": "STU3"},
-    "Observation": {"related": "DSTU2 or STU3", "comments": "DSTU2", "context": "STU3"},
-    "ImagingStudy": {"uid": "DSTU2 or STU3"},
-    "AdverseEvent": {"reaction": "STU3", "adverseEventParticipant": "STU3"},
-}
-_R5_MEMBERS = {
-    "MedicationStatement": ("medication", "adherence"),
-    "MedicationRequest": ("medication",),
-    "MedicationDispense": ("medication", "statusChanged"),
-    "MedicationAdministration": ("medication",),
-    "Procedure": ("occurrencePeriod", "occurrenceDateTime"),
-    "AdverseEvent": ("code", "occurrenceDateTime"),
-    "Encounter": ("actualPeriod",),
-    "DiagnosticReport": ("study",),
-}
-_R4_MEMBERS = {
-    "MedicationStatement": ("medicationCodeableConcept", "medicationReference"),
-    "MedicationRequest": ("medicationCodeableConcept", "medicationReference"),
-    "MedicationDispense": ("medicationCodeableConcept", "medicationReference"),
-    "MedicationAdministration": ("medicationCodeableConcept", "medicationReference"),
-    "Procedure": ("performedPeriod", "performedDateTime"),
-    "AdverseEvent": ("event", "actuality"),
-    "Encounter": ("period",),
-    "DiagnosticReport": ("imagingStudy",),
-}
-
-
-TOLD = Told(_OLD_TYPES, _OLD_MEMBERS, _R4_MEMBERS, _R5_MEMBERS)
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    """A file worth reading: where it is, its name in the source, its age when it was first looked at.
-
-    `lines`: it is NDJSON; `packed`: gzip; `kind`: the type of its first lines, if it is one.
-    """
-
-    path: Path
-    name: str
-    stamp: tuple[int, int]
-    lines: bool
-    packed: bool = False
-    kind: str = ""
 
 
 @dataclass(slots=True)
@@ -127,24 +74,11 @@ class _Content:
     marks: list[int] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """The text of one resource and where it stood (`raw` is None for a deletion, then `deleted` is its URL)."""
-
-    raw: bytes | None
-    place: str
-    origin: str
-    document: str
-    full_url: str | None = None
-    deleted: str = ""
-    deleted_at: str = ""
-
-
 @dataclass(slots=True)
 class _Found:
     """What the first pass leaves for the others."""
 
-    files: list[_File] = field(default_factory=list)
+    source: Source
     types: dict[str, Counter[str]] = field(default_factory=dict)
     met: set[str] = field(default_factory=set)
     skipped: set[tuple[str, str]] = field(default_factory=set)
@@ -153,7 +87,6 @@ class _Found:
     qualifying: list[tuple[Key, Any, str]] = field(default_factory=list)
     deleted: dict[Key, Any] = field(default_factory=dict)
     versions: set[str] = field(default_factory=set)
-    bases: dict[str, str] = field(default_factory=dict)
     has_base: bool = False
     relative: bool = False
     absolute: set[str] = field(default_factory=set)
@@ -170,6 +103,10 @@ class _Found:
     def counts(self) -> Counter[str]:
         """How many resources of each type there are, without those in quarantine."""
         return sum(self.types.values(), Counter())
+
+    def base_of(self, file: File) -> str | None:
+        """The service base of what in a file does not name its own."""
+        return self.source.base_of(file) or self.own_base
 
 
 @dataclass(slots=True)
@@ -203,38 +140,33 @@ def select_candidates(
     altogether, a gzip file is cut or damaged, a line is over the limit, or the data are XML, DSTU2 or STU3. What cannot
     be read as a resource is in `Pull.broken`, with file and place.
     """
-    if not path.exists():
-        raise UsageError(f"there is no file or folder {path}")
-    found, pull = _Found(own_base=base), Pull(source=str(path))
-    listed = _listed(path, pull)
-    for file_path, name in listed:
-        _look_at(file_path, name, found, pull)
-    pull.files.sort(key=lambda file: file.name)
-    begun = replace(pull, broken=[*pull.broken], warnings=[*pull.warnings])
+    source = look_over(path)
     with ExitStack() as ends:
-        lines = [file for file in found.files if file.lines]
+        lines = [file for file in source.files if file.lines]
         survey = None
         if sum(file.stamp[0] * (8 if file.packed else 1) for file in lines) >= SURVEYED_FROM:
             # One thread for each file, so that its lines come in their order.
             engine = ends.enter_context(open_duckdb(threads=1, memory=memory, temp=spill))
-            survey = Survey(engine, [file.name for file in lines], TOLD)
-        contents = _read_through(listed, {file.name: file for file in lines}, survey, ends)
+            survey = Survey(engine, [file.name for file in lines])
+        contents = _read_through(source.listed, {file.name: file for file in lines}, survey, ends)
         try:
+            found = _Found(source, own_base=base)
             if survey is not None:
                 _take_over(found, survey, contents)
-            _select(path, found, pull, crmo, text)
+            pull = _select(path, found, crmo, text)
         except _UnsurveyedError:
-            found, pull = _Found(found.files, bases=found.bases, own_base=base), begun
-            _select(path, found, pull, crmo, text)
-        pull.files = [replace(file, sha256=contents[file.name].result().sha256) for file in pull.files]
-        for file in found.files:
-            _refuse_changed(file)
+            pull = _select(path, _Found(source, own_base=base), crmo, text)
+        pull.files = [replace(file, sha256=contents[file.name].result().sha256) for file in source.seen]
+        pull.files.sort(key=lambda file: file.name)
+        for file in source.files:
+            refuse_changed(file)
     return pull
 
 
-def _select(path: Path, found: _Found, pull: Pull, crmo: CodeSet, text: CodeSet) -> None:
+def _select(path: Path, found: _Found, crmo: CodeSet, text: CodeSet) -> Pull:
     """The passes over the files, or over those of their lines that may matter."""
-    for file in found.files:
+    pull = Pull(source=str(path), broken=[*found.source.broken], warnings=[*found.source.warnings])
+    for file in found.source.files:
         _check(file, found, crmo, text, found.picked.get(file.name))
     if found.survey is not None:
         _pick(found, crmo, text, found.survey.conditions(lambda code: _may_count(code, crmo, text)))
@@ -249,13 +181,14 @@ def _select(path: Path, found: _Found, pull: Pull, crmo: CodeSet, text: CodeSet)
     kept = _keep(found, pull, people, candidates, crmo, text)
     _hydrate(found, pull, kept, crmo, text)
     _report(found, pull, people, candidates, kept)
+    return pull
 
 
 # ------------------------------------------------------------------------------------------------- what an engine can do
 
 
 def _read_through(
-    listed: list[tuple[Path, str]], lines: Mapping[str, _File], survey: Survey | None, ends: ExitStack
+    listed: list[tuple[Path, str]], lines: Mapping[str, File], survey: Survey | None, ends: ExitStack
 ) -> dict[str, Future[_Content]]:
     """Begin to read every file to its end, as many at a time as there are cores, beside whatever is done meanwhile."""
     ended = threading.Event()
@@ -265,15 +198,15 @@ def _read_through(
     return {name: readers.submit(_content, path, name, lines.get(name), survey, ended) for path, name in listed}
 
 
-def _content(path: Path, name: str, file: _File | None, survey: Survey | None, ended: threading.Event) -> _Content:
+def _content(path: Path, name: str, file: File | None, survey: Survey | None, ended: threading.Event) -> _Content:
     """Hash a file, and survey its lines; those of a gzip file are read once more, to the checksum at the end."""
     packed = file is not None and file.packed
     surveyed = file is not None and survey is not None and survey.read(name, path, kind=file.kind, packed=file.packed)
     content, digest = _Content(surveyed=surveyed), hashlib.sha256()
-    buffer = memoryview(bytearray(_PIECE))
+    buffer = memoryview(bytearray(_BLOCK))
     for unpacked in (False, True) if surveyed and packed else (False,):
         content.lines, last = 0, _LINE_FEED
-        with _guarded(path, name, packed=unpacked) as stream:
+        with guarded(path, name, packed=unpacked) as stream:
             while (size := cast("io.BufferedIOBase", stream).readinto(buffer)) and not ended.is_set():
                 if not unpacked:
                     digest.update(buffer[:size])
@@ -299,7 +232,7 @@ def _take_over(found: _Found, survey: Survey, contents: Mapping[str, Future[_Con
     A file is left to be read line by line where the engine cannot read one of its lines, or where not every line is one
     of its records (blank ones are not).
     """
-    read = {file.name: contents[file.name].result() for file in found.files if file.lines}
+    read = {file.name: contents[file.name].result() for file in found.source.files if file.lines}
     lines = survey.lines_of()
     found.contents = {
         name: content for name, content in read.items() if content.surveyed and content.lines == lines.get(name, 0)
@@ -328,7 +261,7 @@ def _pick(found: _Found, crmo: CodeSet, text: CodeSet, rows: Iterable[int]) -> N
     """Read rows of the survey strictly, those that were not read before."""
     assert found.survey is not None
     fetched = _fetch(found, found.survey.pick(rows))
-    for file in found.files:
+    for file in found.source.files:
         if file.name in fetched:
             _check(file, found, crmo, text, fetched[file.name])
 
@@ -336,7 +269,7 @@ def _pick(found: _Found, crmo: CodeSet, text: CodeSet, rows: Iterable[int]) -> N
 def _fetch(found: _Found, lines: Lines) -> dict[str, dict[int, bytes]]:
     """Fetch lines from the files; what the survey counted of them is counted no more, since `_check` will."""
     fetched: dict[str, dict[int, bytes]] = {}
-    for file in found.files:
+    for file in found.source.files:
         if kinds := lines.get(file.name):
             numbers = sorted(kinds)
             texts = _lines_at(file, numbers, found.contents[file.name].marks)
@@ -361,22 +294,22 @@ def _id_of(line: bytes) -> str:
     return own if isinstance(own, str) and is_simple_id(own) else ""
 
 
-def _lines_at(file: _File, numbers: list[int], marks: list[int]) -> Iterator[bytes]:
+def _lines_at(file: File, numbers: list[int], marks: list[int]) -> Iterator[bytes]:
     """The lines of these numbers, in order; a plain file is read only around them."""
     if file.packed:
         wanted = set(numbers)
-        for number, line in enumerate(_lines(file.path, file.name), 1):
+        for number, line in enumerate(read_lines(file.path, file.name), 1):
             if number in wanted:
                 yield line
             if number == numbers[-1]:
                 return
-    with _guarded(file.path, file.name) as stream:
+    with guarded(file.path, file.name) as stream:
         piece, at = b"", -1
         for number in numbers:
             index = max(bisect_left(marks, number - 1) - 1, 0)
             if index != at:
-                stream.seek(index * _PIECE)
-                piece, at = stream.read(_PIECE), index  # marks stand at the beginning of each
+                stream.seek(index * _BLOCK)
+                piece, at = stream.read(_BLOCK), index  # marks stand at the beginning of each
                 begin, passed = 0, marks[index]
             while passed < number - 1:
                 begin = piece.find(b"\n", begin) + 1
@@ -389,330 +322,36 @@ def _lines_at(file: _File, numbers: list[int], marks: list[int]) -> Iterator[byt
             if end:
                 yield piece[begin:end]
             else:
-                stream.seek(index * _PIECE + begin)
+                stream.seek(index * _BLOCK + begin)
                 yield stream.readline(MAX_DOCUMENT + 1)
-
-
-# ---------------------------------------------------------------------------------------------- the files of a source
-
-
-def _listed(path: Path, pull: Pull) -> list[tuple[Path, str]]:
-    """The regular files below a path, with their names in it; hidden ones and links are left out."""
-    if not path.is_dir():
-        if not path.is_file():
-            raise UsageError(f"{path} is neither a file nor a folder")
-        return [(path, _shown(path.name))]
-    listed, links = [], 0
-
-    def refuse(error: OSError) -> None:
-        raise IncompleteError(f"{_shown(str(error.filename))} cannot be read; check its permissions") from error
-
-    for folder, folders, names in os.walk(path, onerror=refuse, followlinks=False):
-        folders[:] = sorted(
-            name for name in folders if not name.startswith(".") and name not in ("__MACOSX", "lost+found")
-        )
-        links += sum(Path(folder, name).is_symlink() for name in folders)
-        for name in sorted(names):
-            file = Path(folder, name)
-            if name.startswith("."):
-                continue
-            if file.is_symlink():
-                links += 1
-            elif stat.S_ISREG(file.stat().st_mode):
-                listed.append((file, _shown(file.relative_to(path).as_posix())))
-    if links:
-        pull.warnings.append(f"{links} symbolic links in the source were not followed")
-    if not listed:
-        raise IncompleteError(f"the folder {path} is empty: nothing to read")
-    return listed
-
-
-def _shown(name: str) -> str:
-    """A file's name fit for messages and UTF-8: control characters and undecodable bytes are escaped."""
-    name = name.encode("utf-8", "backslashreplace").decode("utf-8")
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in name)
-
-
-def _open(path: Path) -> IO[bytes]:
-    """Open a file for reading, unpacked where it is gzip by its first bytes."""
-    with path.open("rb") as stream:
-        packed = stream.read(2) == _GZIP
-    return cast("IO[bytes]", gzip.open(path)) if packed else path.open("rb")
-
-
-def _look_at(path: Path, name: str, found: _Found, pull: Pull) -> None:
-    """Decide whether a file is FHIR, and whether a line or the whole is a document; its hash comes later."""
-    try:
-        status = path.stat()
-        with _open(path) as stream:
-            packed = isinstance(stream, gzip.GzipFile)
-            head = stream.read(_SNIFFED)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise IncompleteError(f"{name}: the gzip file is cut off or damaged; fetch it again") from error
-    except OSError as error:
-        raise IncompleteError(f"{name} cannot be read; check its permissions") from error
-    start = head.removeprefix(_BOM).lstrip()
-    read = _is_json(name, start)
-    if start.startswith(b"<") and b"http://hl7.org/fhir" in start:
-        raise IncompleteError(f"{name}: FHIR XML is not read; export FHIR JSON or NDJSON")
-    file = _File(path, name, (status.st_size, status.st_mtime_ns), lines=False, packed=packed)
-    if head.startswith(_WIDE_BOMS):
-        pull.broken.append(Broken(name, "line 1", "it is UTF-16; FHIR JSON is UTF-8", ""))
-        read = False
-    elif read and start:
-        kind = _document_kind(path, name, start)
-        if kind == "manifest":
-            _read_manifest(path, name, found, pull)
-            read = False
-        elif kind == "":
-            read = False
-        else:
-            matches = [_FIRST_TYPE.match(line) for line in start.split(b"\n")[:-1]]
-            types = {match and match[1].decode() for match in matches}
-            file = replace(file, lines=kind == "lines", kind=(types.pop() or "") if len(types) == 1 else "")
-    elif head.startswith(_PACKED):
-        pull.warnings.append(f"{name} is packed in a way that is not read; unpack it if it holds FHIR data")
-    pull.files.append(SourceFile(name, status.st_size, "", read))
-    if read:
-        found.files.append(file)
-
-
-def _is_json(name: str, start: bytes) -> bool:
-    if _JSON_NAME.search(name):
-        return True
-    return start[:1] in (b"{", b"[") and b'"resourceType"' in start
-
-
-def _document_kind(path: Path, name: str, start: bytes) -> str:
-    """Say how a JSON file is divided: `lines`, `whole`, a `manifest` (not FHIR data), or empty for a study's own files."""
-    first = start.split(b"\n", 1)[0].strip()
-    try:
-        value = msgspec.json.decode(first)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        value = None
-    if isinstance(value, dict) and set(value) == {"file", "place", "reason", "text"}:
-        return ""  # a study's own quarantine
-    if isinstance(value, dict) and "resourceType" in value:
-        return "lines"
-    if _LINES_NAME.search(name) and not (first in (b"{", b"[") or first[:2] == b"[{"):
-        return "lines"
-    if path.name.lower() in ("manifest.json", "manifest.json.gz") or b'"transactionTime"' in start:
-        whole = _whole(path, name)
-        try:
-            manifest = msgspec.json.decode(whole.removeprefix(_BOM))
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return "whole"
-        if isinstance(manifest, dict) and "resourceType" not in manifest:
-            bulk = "transactionTime" in manifest and "output" in manifest
-            return "manifest" if bulk or {"files", "complete"} & set(manifest) else "whole"
-    return "lines" if not _is_one_document(path, name) and _has_resource_lines(path, name) else "whole"
-
-
-def _is_one_document(path: Path, name: str) -> bool:
-    with _guarded(path, name) as stream:
-        data = stream.read(MAX_DOCUMENT + 1)
-    try:
-        msgspec.json.decode(data.removeprefix(_BOM), type=msgspec.Raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return False
-    return len(data) <= MAX_DOCUMENT
-
-
-def _has_resource_lines(path: Path, name: str) -> bool:
-    """Whether a file whose first line is no JSON has later lines that are resources: NDJSON with a broken beginning."""
-    for number, line in enumerate(_lines(path, name), 1):
-        if b'"resourceType"' in line and line.lstrip()[:1] == b"{":
-            try:
-                value = msgspec.json.decode(line)
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-                continue
-            if isinstance(value, dict) and "resourceType" in value:
-                return True
-        if number >= 10_000:
-            break
-    return False
-
-
-def _read_manifest(path: Path, name: str, found: _Found, pull: Pull) -> None:
-    """Take the service base of a bulk export's files from the `request` of its manifest, and warn of its errors."""
-    manifest = msgspec.json.decode(_whole(path, name).removeprefix(_BOM))
-    request = manifest.get("request")
-    match = _EXPORT.match(request) if isinstance(request, str) else None
-    if match:
-        found.bases[name.rpartition("/")[0]] = references.same_base(match[1])
-    if manifest.get("error"):
-        pull.warnings.append(f"{name} lists files with errors of the export; the source may be incomplete")
-    if manifest.get("complete") is False:
-        raise IncompleteError(f"{name} says that this pull is not complete; finish it first")
-
-
-def _whole(path: Path, name: str) -> bytes:
-    with _guarded(path, name) as stream:
-        data = stream.read(MAX_DOCUMENT + 1)
-    if len(data) > MAX_DOCUMENT:
-        raise IncompleteError(f"{name}: one document of more than {MAX_DOCUMENT // 2**20} MiB; export NDJSON instead")
-    return data
-
-
-class _guarded:  # noqa: N801
-    """A file open for reading (`packed`: unpacked, if it is gzip) whose faults become IncompleteErrors that name it."""
-
-    def __init__(self, path: Path, name: str, *, packed: bool = True) -> None:
-        self._path, self._name, self._packed = path, name, packed
-        self._stream: IO[bytes] | None = None
-
-    def __enter__(self) -> IO[bytes]:
-        try:
-            self._stream = _open(self._path) if self._packed else self._path.open("rb")
-        except OSError as error:
-            raise IncompleteError(f"{self._name} cannot be read; check its permissions") from error
-        return self._stream
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if self._stream is not None:
-            self._stream.close()
-        if isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile)):
-            raise IncompleteError(f"{self._name}: the gzip file is cut off or damaged; fetch it again") from error
-        if isinstance(error, OSError):
-            raise IncompleteError(f"{self._name} cannot be read to its end") from error
-
-
-def _lines(path: Path, name: str) -> Iterator[bytes]:
-    """Divide a file at line feeds only: U+2028, U+2029 and U+0085 stand inside a line."""
-    with _guarded(path, name) as stream:
-        number = 0
-        while line := stream.readline(min(_PIECE, MAX_DOCUMENT + 1)):
-            number += 1
-            yield line if line.endswith(b"\n") else _long_line(line, stream, f"{name}, line {number}")
-
-
-def _long_line(begun: bytes, stream: IO[bytes], where: str) -> bytes:
-    """The whole of a line, put together piece by piece, so that one over the limit is in memory once at most."""
-    line, piece = bytearray(), begun
-    while piece:
-        line += piece
-        if len(line) > MAX_DOCUMENT:
-            raise IncompleteError(f"{where}: a line of more than {MAX_DOCUMENT // 2**20} MiB")
-        piece = b"" if piece.endswith(b"\n") else stream.readline(_PIECE)
-    return bytes(line)
-
-
-# ------------------------------------------------------------------------------------------- from a file to resources
-
-
-def _refuse_changed(file: _File) -> None:
-    status = file.path.stat()
-    if (status.st_size, status.st_mtime_ns) != file.stamp:
-        raise IncompleteError(f"{file.name} changed while it was read; run again when the source is at rest")
-
-
-def _pieces(file: _File, broken: list[Broken] | None, picked: Mapping[int, bytes] | None) -> Iterator[_Piece]:
-    """The resources of one file, Bundles and arrays taken apart; what cannot be goes to `broken`, if given.
-
-    Of a surveyed file, those of the lines that were picked.
-    """
-    _refuse_changed(file)
-    if file.lines:
-        lines = enumerate(_lines(file.path, file.name), 1) if picked is None else sorted(picked.items())
-        for number, line in lines:
-            raw = line.removeprefix(_BOM).strip(b" \t\r\n")
-            if raw:
-                place = f"line {number}"
-                yield from _unfold(_Piece(raw, place, f"{file.name}:{number}", f"{file.name}:{number}"), broken, file)
-    else:
-        raw = _whole(file.path, file.name).removeprefix(_BOM).strip(b" \t\r\n")
-        if raw:
-            yield from _unfold(_Piece(raw, "line 1", f"{file.name}:1", file.name), broken, file)
-
-
-def _unfold(piece: _Piece, broken: list[Broken] | None, file: _File, depth: int = 0) -> Iterator[_Piece]:
-    """Take a Bundle or an array apart; anything else is itself."""
-    assert piece.raw is not None
-    raw = piece.raw
-    outer = "" if piece.place == "line 1" and not file.lines else f"{piece.place} "
-    prefix = f"{piece.origin}#" if file.lines or depth else f"{file.name}#"
-    try:
-        if raw[:1] == b"[" and depth <= MAX_NESTING:
-            for index, element in enumerate(strict.elements(raw), 1):
-                place = f"{outer}entry {index}"
-                yield from _unfold(_Piece(element, place, f"{prefix}{index}", piece.document), broken, file, depth + 1)
-            return
-        if depth > MAX_NESTING or not _is_bundle(raw):
-            yield piece
-            return
-        _, entries = strict.bundle(raw)
-    except (ValueError, RecursionError) as error:
-        if broken is not None:
-            reason = str(error) if isinstance(error, ValueError) else "the JSON is nested too deeply"
-            broken.append(Broken(file.name, piece.place, reason, _readable(raw)))
-        return
-    document = f"{piece.document}#{piece.place}"
-    for index, entry in enumerate(entries, 1):
-        place, origin = f"{outer}entry {index}", f"{prefix}{index}"
-        full_url = entry.head.get("fullUrl")
-        full_url = full_url if isinstance(full_url, str) else None
-        if entry.resource is not None and entry.resource[:1] == b"{":
-            yield from _unfold(_Piece(entry.resource, place, origin, document, full_url), broken, file, depth + 1)
-            continue
-        request, response = entry.head.get("request"), entry.head.get("response")
-        if isinstance(request, dict) and request.get("method") == "DELETE":
-            at = response.get("lastModified") if isinstance(response, dict) else None
-            at = at if isinstance(at, str) else ""
-            yield _Piece(None, place, origin, document, full_url, str(request.get("url") or full_url or ""), at)
-        elif response is None and broken is not None:
-            broken.append(Broken(file.name, place, "the entry has no resource", ""))
-
-
-def _is_bundle(raw: bytes) -> bool:
-    first = _FIRST_TYPE.match(raw)
-    if first is not None:
-        return first[1] == b"Bundle"
-    if b"Bundle" not in raw:
-        return False
-    try:
-        return bytes(msgspec.json.decode(raw, type=dict[str, msgspec.Raw]).get("resourceType", b"")) == b'"Bundle"'
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return re.search(rb'"resourceType"\s*:\s*"Bundle"', raw) is not None
-
-
-def _readable(raw: bytes) -> str:
-    """Text of broken input for the quarantine, which is UTF-8; bytes that are not show as their hexadecimal numbers."""
-    return raw[:1_000_000].decode("utf-8", "backslashreplace")
 
 
 # ------------------------------------------------------------------------------------------------------ the first pass
 
 
-def _check(file: _File, found: _Found, crmo: CodeSet, text: CodeSet, picked: Mapping[int, bytes] | None = None) -> None:
+def _check(file: File, found: _Found, crmo: CodeSet, text: CodeSet, picked: Mapping[int, bytes] | None = None) -> None:
     """Read one file strictly: quarantine what is broken, note types, aliases and qualifying Conditions."""
-    broken = found.broken
     types = found.types.setdefault(file.name, Counter())
-    for piece in _pieces(file, broken, picked):
+    base = found.base_of(file)
+    for piece in take_apart(file, found.broken, picked):
         if piece.raw is None:
-            _note_deletion(piece, found, file)
+            _note_deletion(piece, found, base)
             continue
         try:
-            resource = strict.parse(piece.raw)
-            kind = _type_of(resource)
+            kind, resource = read_piece(piece, file.name)
+            found.met.add(kind)
+            if kind not in READ_TYPES:
+                types[kind] += 1
+                continue
+            identity, assigned = identify(kind, resource, piece)
         except ValueError as error:
-            first = _FIRST_TYPE.match(piece.raw)
-            matters = first is None or first[1].decode() in READ_TYPES or first[1] == b"Bundle"
-            broken.append(Broken(file.name, piece.place, str(error), _readable(piece.raw), matters))
-            found.skipped.add((file.name, piece.place))
-            continue
-        found.met.add(kind)
-        _refuse_old(kind, resource, file.name, piece.place)
-        if kind not in READ_TYPES:
-            types[kind] += 1
-            continue
-        identity, assigned = _identity(resource, piece)
-        fault = "its id is no text" if identity is None else selection.malformed(kind, resource)
-        if identity is None or fault is not None:
-            broken.append(Broken(file.name, piece.place, fault or "", _readable(piece.raw)))
+            first = first_type(piece.raw)
+            matters = first is None or first in READ_TYPES or first == "Bundle"
+            found.broken.append(Broken(file.name, piece.place, str(error), readable(piece.raw), matters))
             found.skipped.add((file.name, piece.place))
             continue
         types[kind] += 1
-        key = Key(_base(piece, found, file), kind, identity)
+        key = Key(base_of(piece, base), kind, identity)
         _note(key, resource, piece, found, assigned=assigned)
         if kind == "Condition" and selection.qualifies(resource, crmo, text):
             found.qualifying.append((key, selection.subject(resource), piece.document))
@@ -720,71 +359,22 @@ def _check(file: _File, found: _Found, crmo: CodeSet, text: CodeSet, picked: Map
 
 def _broken(found: _Found) -> Iterator[Broken]:
     """What was broken, and whether it matters, which the rest of its file may tell."""
-    names = {file.name for file in found.files if file.lines}
+    names = {file.name for file in found.source.files if file.lines}
     for item in found.broken:
         # A line that does not say its type is of the type of its file, where that is one a study does not read.
         types = set(+found.types[item.file])
         only_others = item.file in names and bool(types) and not types & set(READ_TYPES)
-        matters = item.matters and not (only_others and _FIRST_TYPE.match(item.text.encode()) is None)
+        matters = item.matters and not (only_others and first_type(item.text.encode()) is None)
         yield replace(item, matters=matters)
 
 
-def _type_of(resource: object) -> str:
-    if not isinstance(resource, dict):
-        raise ValueError("it is no JSON object")  # noqa: TRY004
-    kind = resource.get("resourceType")
-    if not isinstance(kind, str) or not re.fullmatch(r"[A-Za-z]{1,64}", kind):
-        raise ValueError("it has no resourceType, so it is no FHIR resource")
-    return kind
-
-
-def _refuse_old(kind: str, resource: dict[str, Any], name: str, place: str) -> None:
-    """Stop at DSTU2 and STU3, whose elements mean other things under the same names."""
-    version = _OLD_TYPES.get(kind, "")
-    if not version and kind == "Condition":
-        status = (resource.get("verificationStatus"), resource.get("clinicalStatus"))
-        version = "DSTU2 or STU3" if any(isinstance(value, str) for value in status) else ""
-    members = _OLD_MEMBERS.get(kind, {})
-    version = next((family for member, family in members.items() if member in resource), version)
-    if version:
-        raise IncompleteError(f"{name}, {place}: this is FHIR {version}; R4, R4B and R5 are read")
-
-
-def _identity(resource: dict[str, Any], piece: _Piece) -> tuple[str | None, bool]:
-    """The id of a resource: its own, else that of its fullUrl, else a hash of its content; None for an unusable one."""
-    own = resource.get("id")
-    if own is not None:
-        return (own if references.is_id(own) else None), False
-    if piece.full_url:
-        last = re.split(r"[/:]", piece.full_url.rstrip("/"))[-1]
-        if re.fullmatch(r"[A-Za-z0-9.-]{1,64}", last):
-            return last, True
-    return f"sha-{_digest(resource)[:16]}", True
-
-
-def _digest(resource: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(resource, sort_keys=True).encode()).hexdigest()
-
-
-def _base(piece: _Piece, found: _Found, file: _File) -> str | None:
-    """The service base of a resource: that of its fullUrl, else of the bulk export its file belongs to."""
-    if piece.full_url and (key := references.split_url(piece.full_url)):
-        return key.base
-    folder = file.name
-    while found.bases and folder:
-        folder = folder.rpartition("/")[0]
-        if folder in found.bases:
-            return found.bases[folder]
-    return found.own_base
-
-
-def _note(key: Key, resource: dict[str, Any], piece: _Piece, found: _Found, *, assigned: bool) -> None:
+def _note(key: Key, resource: dict[str, Any], piece: Piece, found: _Found, *, assigned: bool) -> None:
     """Take down what the later passes need of a resource of a read type."""
     found.has_base = found.has_base or key.base is not None
-    for member in _R5_MEMBERS.get(key.type, ()):
+    for member in R5_MEMBERS.get(key.type, ()):
         if member in resource:
             found.versions.add("5.0")
-    for member in _R4_MEMBERS.get(key.type, ()):
+    for member in R4_MEMBERS.get(key.type, ()):
         if member in resource:
             found.versions.add("4.0")
     found.subsetted += is_subsetted(resource)
@@ -804,7 +394,7 @@ def _note(key: Key, resource: dict[str, Any], piece: _Piece, found: _Found, *, a
         found.aliases[f"{piece.document} {piece.full_url}"] = key
     if assigned and piece.full_url:
         # Two different resources under one fullUrl would pass for one: `urn:uuid:patient` in every Bundle of a folder.
-        digest = _digest(resource)
+        digest = digest_of(resource)
         first = found.assigned.setdefault(key, (digest, piece.origin))
         if first[0] != digest:
             raise IncompleteError(
@@ -812,10 +402,10 @@ def _note(key: Key, resource: dict[str, Any], piece: _Piece, found: _Found, *, a
             )
 
 
-def _note_deletion(piece: _Piece, found: _Found, file: _File) -> None:
+def _note_deletion(piece: Piece, found: _Found, base: str | None) -> None:
     key = references.split_url(piece.deleted)
     if key is None:
-        said = references.parse(piece.deleted, _base(piece, found, file))
+        said = references.parse(piece.deleted, base_of(piece, base))
         if said.kind != "own":
             return
         key = Key(said.base, said.type, said.id)
@@ -848,24 +438,23 @@ def _settle_base(found: _Found, pull: Pull) -> None:
 # ----------------------------------------------------------------------------------------------------- the later passes
 
 
-def _resources(found: _Found, kinds: set[str]) -> Iterator[tuple[Key, dict[str, Any], _Piece, bool]]:
+def _resources(found: _Found, kinds: set[str]) -> Iterator[tuple[Key, dict[str, Any], Piece, bool]]:
     """The checked resources of these types, file by file; only files that hold one of them are opened again."""
-    for file in found.files:
+    for file in found.source.files:
         if not found.types[file.name].keys() & kinds:
             continue
-        for piece in _pieces(file, None, found.picked.get(file.name)):
+        base = found.base_of(file)
+        for piece in take_apart(file, picked=found.picked.get(file.name)):
             if piece.raw is None or (file.name, piece.place) in found.skipped:
                 continue
-            first = _FIRST_TYPE.match(piece.raw)
-            if first is not None and first[1].decode() not in kinds:
+            if (first := first_type(piece.raw)) is not None and first not in kinds:
                 continue
             resource = msgspec.json.decode(piece.raw)
             kind = resource["resourceType"]
             if kind not in kinds:
                 continue
-            identity, assigned = _identity(resource, piece)
-            assert identity is not None
-            yield Key(_base(piece, found, file), kind, identity), resource, piece, assigned
+            identity, assigned = identify(kind, resource, piece)
+            yield Key(base_of(piece, base), kind, identity), resource, piece, assigned
 
 
 def _target(reference: object, base: str | None, found: _Found, document: str) -> Key | Identifier | None:
@@ -937,7 +526,7 @@ def _people(found: _Found, crmo: CodeSet, text: CodeSet) -> tuple[dict[Key, Pers
 def _owner(
     key: Key,
     resource: dict[str, Any],
-    piece: _Piece,
+    piece: Piece,
     found: _Found,
     candidates: set[Key],
     identifiers: dict[Identifier, Key],
@@ -953,8 +542,7 @@ def _owner(
 
 def _bases(found: _Found) -> dict[str, str | None]:
     """The base of the plain lines of each surveyed file."""
-    files = [file for file in found.files if file.name in found.picked]
-    return {file.name: _base(_Piece(None, "", "", ""), found, file) for file in files}
+    return {file.name: found.base_of(file) for file in found.source.files if file.name in found.picked}
 
 
 def _keep(
@@ -1021,7 +609,7 @@ def _is_nobodys(target: Key | Identifier | None, found: _Found) -> bool:
 
 
 def _take(
-    kept: dict[Key, _Kept], key: Key, resource: dict[str, Any], piece: _Piece, owner: Key | None, *, assigned: bool
+    kept: dict[Key, _Kept], key: Key, resource: dict[str, Any], piece: Piece, owner: Key | None, *, assigned: bool
 ) -> None:
     assert piece.raw is not None
     text = strict.compact(piece.raw)

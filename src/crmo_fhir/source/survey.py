@@ -14,13 +14,13 @@ The statements are in the words of DuckDB: a source is surveyed on the embedded 
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crmo_fhir.engine import DuckDB
+from crmo_fhir.engine import DuckDB, literal
 from crmo_fhir.fhir import strict
 from crmo_fhir.model.records import READ_TYPES
+from crmo_fhir.source.pieces import OLD_MEMBERS, OLD_TYPES, R4_MEMBERS, R5_MEMBERS
 
 _SIMPLE_ID = r'"[A-Za-z0-9.\-]{1,64}"'
 _SIMPLE_REFERENCE = r'"Patient/[A-Za-z0-9.\-]{1,64}"'
@@ -36,25 +36,15 @@ Lines = Mapping[str, Mapping[int, str | None]]
 """Per file the numbers of lines, each with the type under which it was counted, or None where it was not."""
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What a type of the FHIR versions is known by: members that only they have."""
-
-    old_types: Iterable[str]
-    old_members: Mapping[str, Iterable[str]]
-    r4_members: Mapping[str, Iterable[str]]
-    r5_members: Mapping[str, Iterable[str]]
-
-
 _OWN_MEMBERS = {
     "Condition": ("code", "verificationStatus", "clinicalStatus"),
     "Patient": ("identifier", "link"),
 }
 
 
-def columns_of(told: Told, kinds: Iterable[str] = READ_TYPES) -> dict[str, str]:
+def columns_of(kinds: Iterable[str] = READ_TYPES) -> dict[str, str]:
     """What is read of each line of these types: {member: type in the engine's words}; JSON is the text of what stands there."""
-    tables = (_OWN_MEMBERS, told.old_members, told.r4_members, told.r5_members)
+    tables = (_OWN_MEMBERS, OLD_MEMBERS, R4_MEMBERS, R5_MEMBERS)
     named = {member for table in tables for kind in kinds for member in table.get(kind, ())}
     return dict.fromkeys(sorted((named | {"resourceType", "id"}) - set(_DECIDING)), "JSON") | _DECIDING
 
@@ -62,14 +52,13 @@ def columns_of(told: Told, kinds: Iterable[str] = READ_TYPES) -> dict[str, str]:
 class Survey:
     """The lines of NDJSON files in tables of an open engine. Rows are the numbers of lines, apart by file."""
 
-    def __init__(self, engine: DuckDB, names: Sequence[str], told: Told) -> None:
+    def __init__(self, engine: DuckDB, names: Sequence[str]) -> None:
         """Begin with the names of the files, which are read one by one, from several threads if need be."""
         self._engine = engine
-        self._told = told
         self._names = list(names)
         self._numbers = {name: number for number, name in enumerate(names)}
         self._picked: set[int] = set()
-        kinds = ", ".join(_quoted(f'"{kind}"') for kind in READ_TYPES)
+        kinds = ", ".join(literal(f'"{kind}"') for kind in READ_TYPES)
         engine.ask(f"CREATE TYPE kind AS ENUM ({kinds})")
         engine.ask(
             "CREATE TABLE lines (line BIGINT, kind kind, other VARCHAR, id UBIGINT, about UBIGINT, "
@@ -92,17 +81,16 @@ class Survey:
             self._engine.take_in(
                 self._statement(kinds).replace("{file}", str(self._numbers[name] << _BITS)),
                 path,
-                columns_of(self._told, kinds),
+                columns_of(kinds),
                 packed=packed,
             )
             for kinds in ([(kind,)] if kind else []) + [READ_TYPES]
         )
 
     def _statement(self, kinds: Sequence[str]) -> str:
-        told = self._told
         old, r4, r5 = (
             {kind: [f'"{one}" IS NOT NULL' for one in table[kind]] for kind in kinds if kind in table}
-            for table in (told.old_members, told.r4_members, told.r5_members)
+            for table in (OLD_MEMBERS, R4_MEMBERS, R5_MEMBERS)
         )
         more = "NULL"
         if "Condition" in kinds:
@@ -110,18 +98,18 @@ class Survey:
             old["Condition"] = [*old.get("Condition", ()), *(f"starts_with({one}, '\"')" for one in statuses)]
             more = "CASE WHEN kind = '\"Condition\"' THEN code END"
         if "Patient" in kinds:
-            told_of = "concat('[', id, ',', coalesce(identifier, 'null'), ',', coalesce(link, 'null'), ']')"
-            more = f"CASE WHEN kind = '\"Patient\"' THEN {told_of} ELSE {more} END"
+            told_of = ", ',', ".join(f"coalesce({one}, 'null')" for one in ("id", "identifier", "link"))
+            more = f"CASE WHEN kind = '\"Patient\"' THEN concat('[', {told_of}, ']') ELSE {more} END"
         seen = "kind"
         if len(kinds) == 1:
             another = f"kind <> '\"{kinds[0]}\"'" if kinds[0] in READ_TYPES else "kind IS NOT NULL"
             seen = f"CASE WHEN {another} THEN error('another type') ELSE kind END"
-        apart = ", ".join(_quoted(f'"{kind}"') for kind in ("Bundle", *told.old_types))
-        simple = f"regexp_full_match(whose.reference, {_quoted(_SIMPLE_REFERENCE)})"
+        apart = ", ".join(literal(f'"{kind}"') for kind in ("Bundle", *OLD_TYPES))
+        simple = f"regexp_full_match(whose.reference, {literal(_SIMPLE_REFERENCE)})"
         suspect = f"""CASE WHEN kind IS NULL
                 THEN NOT coalesce(regexp_full_match(other, '"[A-Za-z]{{1,64}}"'), false)
                     OR list_contains([{apart}], other)
-                ELSE NOT coalesce(regexp_full_match(id, {_quoted(_SIMPLE_ID)}), false)
+                ELSE NOT coalesce(regexp_full_match(id, {literal(_SIMPLE_ID)}), false)
                     OR coalesce(contains(meta.tag, 'SUBSETTED') OR contains(meta.tag, '\\'), false)
                     OR coalesce({_by_kind(old)}, false) END"""
         return f"""INSERT INTO lines
@@ -214,9 +202,9 @@ class Survey:
         """The (file, id) of every Patient; from here on `persons` can be asked."""
         self._engine.ask(
             f"""CREATE TABLE patients AS SELECT line, file, id, suspect, more->>0 AS name,
-                list_transform(regexp_extract_all(more->1, {_quoted(_VALUES)}, 1), lambda one: trim(one)) AS identifiers,
+                list_transform(regexp_extract_all(more->1, {literal(_VALUES)}, 1), lambda one: trim(one)) AS identifiers,
                 coalesce(contains(more->2, 'replace') OR contains(more, '\\'), false)
-                    OR coalesce(list_bool_or(list_transform(regexp_extract_all(more->1, {_quoted(_VALUES)}, 1),
+                    OR coalesce(list_bool_or(list_transform(regexp_extract_all(more->1, {literal(_VALUES)}, 1),
                     lambda one: strlen(one) <> length(one))), false) AS unsure
             FROM told WHERE kind = '"Patient"'"""  # noqa: S608
         )
@@ -346,7 +334,3 @@ def _by_kind(conditions: Mapping[str, Iterable[str]]) -> str:
         return "false"
     cases = " ".join(f"WHEN '\"{kind}\"' THEN {' OR '.join(found)}" for kind, found in conditions.items())
     return f"CASE kind {cases} ELSE false END"
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

@@ -1,34 +1,30 @@
 """All records of one type out of a folder or file, whoever they are about, as NDJSON that an engine reads.
 
-They are read as strictly as those of a study (`files`), and each is either in a file for the engine or named as broken.
+They are read as strictly as those of a study (`pieces`), and each is either in a file for the engine or named as broken.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 import msgspec
 
-from crmo_fhir.errors import IncompleteError, UsageError
+from crmo_fhir.errors import IncompleteError
 from crmo_fhir.fhir import strict
-from crmo_fhir.model.records import Broken, Pull
-from crmo_fhir.source import selection
-from crmo_fhir.source.files import (
-    _BOM,
-    _FIRST_TYPE,
-    _GZIP,
-    _base,
-    _File,
-    _Found,
-    _identity,
-    _listed,
-    _look_at,
-    _Piece,
-    _pieces,
-    _readable,
-    _refuse_old,
-    _type_of,
+from crmo_fhir.model.records import Broken
+from crmo_fhir.source.pieces import (
+    File,
+    Piece,
+    base_of,
+    first_type,
+    identify,
+    look_over,
+    read_piece,
+    readable,
+    take_apart,
 )
 
 
@@ -49,98 +45,92 @@ def gather(path: Path, kind: str, folder: Path, misfit: Callable[[dict[str, Any]
     a line each, is read where it stands; out of any other they are written to `folder`. Raises UsageError and
     IncompleteError as `select_candidates` does, for what is no FHIR of a version that is read.
     """
-    if not path.exists():
-        raise UsageError(f"there is no file or folder {path}")
-    pull, found, gathered = Pull(source=str(path)), _Found(), Gathered()
-    for file_path, name in _listed(path, pull):
-        _look_at(file_path, name, found, pull)
-    if not found.files and not pull.broken:
+    source = look_over(path)
+    if not source.files and not source.broken:
         raise IncompleteError(f"{path} holds no FHIR resource; give NDJSON, Bundles or single resources in JSON")
-    gathered.broken += pull.broken
-    gathered.warnings += pull.warnings
-    for file in found.files:
-        looked = _Looked(file, found, kind, misfit)
-        count = sum(1 for _ in looked.records())
-        gathered.count += count
-        gathered.broken += looked.broken
-        if count and looked.plain and not looked.broken:
-            gathered.files.append((file.path, looked.base))
-        elif count:
-            _write(looked.records(), folder, gathered.files)
+    gathered = Gathered(broken=source.broken, warnings=source.warnings)
+    wanted = _Wanted(kind, misfit)
+    with closing(_Spool(folder, gathered.files)) as spool:
+        for file in source.files:
+            _gather_from(file, source.base_of(file), wanted, gathered, spool)
     return gathered
 
 
-def _write(records: Iterator[tuple[str | None, bytes]], folder: Path, files: list[tuple[Path, str | None]]) -> None:
-    """Write records to files in a folder, on to the last one as long as it is ours and of the same base."""
-    written: IO[str] | None = None
-    try:
-        for base, record in records:
-            if written is None or base != files[-1][1]:
-                if written is not None:
-                    written.close()
-                if not files or files[-1][0].parent != folder or files[-1][1] != base:
-                    files.append((folder / f"{len(files):06}.ndjson", base))
-                written = files[-1][0].open("a", encoding="utf-8")
-            written.write(f"{strict.compact(record)}\n")
-    finally:
-        if written is not None:
-            written.close()
-
-
 @dataclass(slots=True)
-class _Looked:
-    """One file, and what was seen of it: `plain` while every line is a record of the type, all of them of one base."""
+class _Spool:
+    """Files in a folder that records are written to, each on to the last one as long as it is ours and of the same base."""
 
-    file: _File
-    found: _Found
+    folder: Path
+    files: list[tuple[Path, str | None]]
+    last: tuple[Path, str | None] | None = None
+    stream: IO[str] | None = None
+
+    def write(self, base: str | None, record: bytes) -> None:
+        if self.stream is None or self.files[-1] is not self.last or base != self.last[1]:
+            self.close()
+            self.last = (self.folder / f"{len(self.files):06}.ndjson", base)
+            self.files.append(self.last)
+            self.stream = self.last[0].open("x", encoding="utf-8")
+        self.stream.write(f"{strict.compact(record)}\n")
+
+    def close(self) -> None:
+        if self.stream is not None:
+            self.stream.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """The records that are wanted: their type, and what names the element of one that has not its shape."""
+
     kind: str
     misfit: Callable[[dict[str, Any]], str | None]
-    broken: list[Broken] = field(default_factory=list)
-    plain: bool = True
-    base: str | None = None
 
-    def records(self) -> Iterator[tuple[str | None, bytes]]:
-        """The base and the JSON of each record of the type that has no fault; the faults are in `broken` afterwards."""
-        self.broken = []
-        self.plain = self.file.lines and _is_plain(self.file.path)
-        for number, piece in enumerate(_pieces(self.file, self.broken, None)):
-            if piece.raw is None or ((first := _FIRST_TYPE.match(piece.raw)) and first[1].decode() != self.kind):
-                self.plain = False
-                continue
-            try:
-                record = self.read(piece)
-            except ValueError as error:
-                self.broken.append(Broken(self.file.name, piece.place, str(error), _readable(piece.raw)))
-                continue
-            base = _base(piece, self.found, self.file)
-            if record is None or "entry" in piece.place or (number and base != self.base):
-                self.plain = False
-            self.base = base
-            if record is not None:
-                yield base, record
+    def read(self, piece: Piece, file: File, broken: list[Broken]) -> bytes | None:
+        """The JSON of a record; None where a piece is of another type, or has a fault, which goes to `broken`."""
+        if piece.raw is None or first_type(piece.raw) not in (None, self.kind):
+            return None
+        try:
+            return self._judge(piece, piece.raw, file.name)
+        except ValueError as error:
+            broken.append(Broken(file.name, piece.place, str(error), readable(piece.raw)))
+            return None
 
-    def read(self, piece: _Piece) -> bytes | None:
-        """The JSON of a record, None where it is of another type. Raises ValueError with the reason why it cannot be read."""
-        assert piece.raw is not None
-        resource = strict.parse(piece.raw)
-        kind = _type_of(resource)
-        _refuse_old(kind, resource, self.file.name, piece.place)
+    def _judge(self, piece: Piece, raw: bytes, name: str) -> bytes | None:
+        kind, resource = read_piece(piece, name)
         if kind != self.kind:
             return None
-        identity, assigned = _identity(resource, piece)
-        if identity is None:
-            raise ValueError("its id is no text")
-        if fault := selection.malformed(kind, resource):
-            raise ValueError(fault)
+        identity, assigned = identify(kind, resource, piece)
         if place := self.misfit(resource):
             raise ValueError(f"{place} has not the shape FHIR gives it")
         if assigned and piece.full_url:  # an entry of a Bundle goes by its fullUrl
-            return b'{"id":' + msgspec.json.encode(identity) + b"," + piece.raw[1:]
-        return piece.raw
+            return b'{"id":' + msgspec.json.encode(identity) + b"," + raw[1:]
+        return raw
 
 
-def _is_plain(path: Path) -> bool:
-    """Whether an engine takes the file for what it is: packed if its name says so, and no byte order mark before the JSON."""
-    with path.open("rb") as stream:
-        head = stream.read(3)
-    return head.startswith(_GZIP) == (path.suffix == ".gz") and head != _BOM
+def _gather_from(file: File, base: str | None, wanted: _Wanted, gathered: Gathered, spool: _Spool) -> None:
+    """Judge each piece of a file once; its records are written from the first line on that is not plainly one of them."""
+    # An engine takes a file for what its name says, and nothing before the JSON.
+    plain = file.lines and not file.marked and file.packed == (file.path.suffix == ".gz")
+    broken: list[Broken] = []
+    count = 0
+
+    def write_those_before() -> None:
+        for piece in islice(take_apart(file), count):
+            assert piece.raw is not None
+            spool.write(base, piece.raw)
+
+    for piece in take_apart(file, broken):
+        record = wanted.read(piece, file, broken)
+        if plain and (record is None or broken or "entry" in piece.place):
+            plain = False
+            write_those_before()
+        if record is not None:
+            if not plain:
+                spool.write(base_of(piece, base), record)
+            count += 1
+    if plain and broken:
+        write_those_before()
+    elif plain and count:
+        gathered.files.append((file.path, base))
+    gathered.count += count
+    gathered.broken += broken

@@ -1,0 +1,91 @@
+"""The records of one type out of any file: each judged once, and only what an engine cannot take as it stands is written."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crmo_fhir.source.whole import Gathered, gather
+
+BOM = b"\xef\xbb\xbf"
+OTHER = {"resourceType": "Organization", "id": "o"}
+FAULTS = {
+    "another type": json.dumps(OTHER),
+    "no JSON": "{",
+    "no Bundle": '{"resourceType":"Bundle","entry":1}',
+    "an array": json.dumps([{"resourceType": "Patient", "id": "x"}]),
+    "a misfit": '{"resourceType":"Patient","id":"x","wrong":1}',
+    "a deletion": '{"resourceType":"Bundle","entry":[{"request":{"method":"DELETE","url":"Patient/x"}}]}',
+}
+
+
+def patients(count: int) -> list[str]:
+    return [json.dumps({"resourceType": "Patient", "id": f"p{number}"}) for number in range(count)]
+
+
+def gathered(tmp_path: Path, **files: bytes) -> tuple[Gathered, list[str], list[list[str] | None]]:
+    """What is gathered, the ids as they were judged, and per file those it holds if it was written (else None)."""
+    source, folder = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    folder.mkdir()
+    for name, content in files.items():
+        (source / name.replace("__", ".")).write_bytes(content)
+    judged: list[str] = []
+
+    def misfit(resource: dict[str, Any]) -> str | None:
+        judged.append(resource["id"])
+        return "wrong" if "wrong" in resource else None
+
+    found = gather(source, "Patient", folder, misfit)
+    written = [
+        [json.loads(line)["id"] for line in path.read_text().splitlines()] if path.parent == folder else None
+        for path, _ in found.files
+    ]
+    assert sorted(folder.iterdir()) == [path for path, _ in found.files if path.parent == folder]
+    return found, judged, written
+
+
+def test_a_file_of_plain_records_is_read_where_it_stands(tmp_path: Path) -> None:
+    text = "\n".join(patients(4)).encode()
+    found, judged, written = gathered(tmp_path, a__ndjson=text, b__ndjson__gz=gzip.compress(text))
+    assert written == [None, None]
+    assert judged == [f"p{number}" for number in range(4)] * 2
+    assert (found.count, found.broken) == (8, [])
+
+
+@pytest.mark.parametrize("at", [0, 2, 5])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_record_is_judged_once_wherever_a_file_ceases_to_be_plain(tmp_path: Path, fault: str, at: int) -> None:
+    lines = patients(5)
+    lines.insert(at, FAULTS[fault])
+    found, judged, written = gathered(tmp_path, a__ndjson="\n".join(lines).encode())
+    ids = [f"p{number}" for number in range(5)]
+    if fault == "an array":
+        ids.insert(at, "x")
+    assert written == [ids]
+    assert found.count == len(ids)
+    assert len(judged) == len(set(judged)) == len(ids) + (fault == "a misfit")
+    assert [one.place for one in found.broken] == (
+        [f"line {at + 1}"] if fault in ("no JSON", "no Bundle", "a misfit") else []
+    )
+
+
+def test_files_are_written_on_until_one_is_read_where_it_stands(tmp_path: Path) -> None:
+    plain, mixed = "\n".join(patients(2)).encode(), "\n".join([*patients(2), json.dumps(OTHER)]).encode()
+    _, _, written = gathered(tmp_path, a__ndjson=mixed, b__ndjson=mixed, c__ndjson=plain, d__ndjson=mixed)
+    assert written == [["p0", "p1"] * 2, None, ["p0", "p1"]]
+
+
+def test_what_no_engine_takes_for_what_it_is_is_written(tmp_path: Path) -> None:
+    text = "\n".join(patients(2)).encode()
+    found, _, written = gathered(
+        tmp_path,
+        a__ndjson=BOM + text,
+        b__ndjson__gz=gzip.compress(BOM + text),
+        c__ndjson=gzip.compress(text),
+        d__ndjson__gz=text,
+    )
+    assert written == [["p0", "p1"] * 4]
+    assert found.count == 8
