@@ -160,20 +160,21 @@ class DuckDB:
         except duckdb.OutOfMemoryException as error:
             raise UsageError(_TOO_LITTLE) from error
 
-    def take_in(self, statement: str, path: Path, columns: Mapping[str, str], *, packed: bool) -> bool:
+    def take_in(
+        self, statement: str, path: Path, columns: Mapping[str, str], *, packed: bool
+    ) -> list[tuple[Any, ...]] | None:
         """Run a statement over `ndjson_records`, the records of an NDJSON file (`packed`: gzip); from any thread.
 
-        False where the engine cannot read them all with these columns: then nothing was done.
+        None where the engine cannot read them all with these columns: then nothing was done.
         """
         records = _read_json([path], columns, _LONGEST_LINES[0], compression="gzip" if packed else "none")
         try:
             with self.connection.cursor() as own:
-                own.execute(statement.replace(_RECORDS, f"({records})"))
+                return own.execute(statement.replace(_RECORDS, f"({records})")).fetchall()
         except _UNREAD:
-            return False
+            return None
         except duckdb.OutOfMemoryException as error:
             raise UsageError(_TOO_LITTLE) from error
-        return True
 
     def run(self, query: str, paths: Sequence[Path], columns: Mapping[str, str]) -> Iterator[list[tuple[object, ...]]]:
         """Give `Engine.run`."""

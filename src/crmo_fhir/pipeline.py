@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from crmo_fhir.export.disclosure import Release
     from crmo_fhir.fhir.client import FhirClient
     from crmo_fhir.landing import Journal, Raw
+    from crmo_fhir.mapping.view import CompiledView
     from crmo_fhir.model.records import Pull
     from crmo_fhir.model.results import Member, Result
     from crmo_fhir.model.study import Disclosure, Study
@@ -597,10 +598,10 @@ def view(
             folder = landing.spill_folder(path)
         else:
             folder = Path(held.enter_context(TemporaryDirectory(prefix=".view-", dir=out.parent)))
-            gathered = _gather(path, compiled.resource, folder, accept_partial=accept_partial, voice=voice)
+            gathered = _gather(path, compiled, folder, memory, accept_partial=accept_partial, voice=voice)
             files, records, left_out = gathered.files, gathered.count, len(gathered.broken)
             folder /= "spill"
-        opened, given = held.enter_context(open_engine(engine, memory, folder)) if files else None, 0
+        opened, given = held.enter_context(open_engine(engine, memory=memory, temp=folder)) if files else None, 0
 
         def rows() -> Iterator[tuple[object, ...]]:
             nonlocal given
@@ -628,12 +629,16 @@ def _definition(named: str, artifacts: "Artifacts") -> Mapping[str, Any]:
     return definition
 
 
-def _gather(path: Path, kind: str, folder: Path, *, accept_partial: bool, voice: Voice) -> "Gathered":
-    """The records of a type in a folder or file; those that cannot be read end the run, or are told of."""
+def _gather(
+    path: Path, view: "CompiledView", folder: Path, memory: str | None, *, accept_partial: bool, voice: Voice
+) -> "Gathered":
+    """The records of a view's type in a folder or file; those that cannot be read end the run, or are told of."""
     from crmo_fhir.mapping.schema import find_misfit
-    from crmo_fhir.source.whole import gather
+    from crmo_fhir.source.whole import Narrow, gather
 
-    gathered = gather(path, kind, folder, lambda resource: find_misfit(resource, kind))
+    kind = view.resource
+    misfit = partial(find_misfit, resource_type=kind)
+    gathered = gather(path, kind, folder, misfit, Narrow(view.told, view.fits), memory)
     for warning in gathered.warnings:
         voice.warn(warning)
     if gathered.broken:

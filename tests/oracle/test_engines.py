@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import random
+from collections import Counter
 from pathlib import Path
 
 import plain_views
@@ -17,8 +18,9 @@ from crmo_fhir.artifacts import Artifacts
 from crmo_fhir.engine import Engine
 from crmo_fhir.mapping.schema import find_misfit
 from crmo_fhir.mapping.view import compile_view, run_view
+from crmo_fhir.source import survey
 from crmo_fhir.source.selection import malformed
-from crmo_fhir.source.whole import gather
+from crmo_fhir.source.whole import Gathered, Narrow, gather
 
 SEEDS = range(int(os.environ.get("CRMO_FHIR_ORACLE_SEEDS", "1")))
 RECORDS = 150
@@ -144,14 +146,49 @@ def test_a_view_gives_the_rows_that_plain_python_gives(
     source = tmp_path / "source.ndjson"
     source.write_text("".join(f"{json.dumps(record)}\n" for record in written), encoding="utf-8")
     kept = [record for record, shown in zip(records, written, strict=True) if record is shown]
-    (tmp_path / "temp").mkdir()
-    gathered = gather(source, view["resource"], tmp_path / "temp", lambda record: find_misfit(record, view["resource"]))
+    gathered = gathered_for(view, source, tmp_path / "temp")
     assert gathered.count == len(kept)
     assert gathered.count + len(gathered.broken) == RECORDS
     expected = plain_views.rows(view, kept)
     compiled = compile_view(view)
     found = run_view(any_engine, compiled, gathered.files).to_dict("records")
     assert found == [{key: as_shown(value, compiled.kinds[key]) for key, value in row.items()} for row in expected]
+
+
+def gathered_for(view: dict, source: Path, folder: Path, judged: list[str] | None = None) -> Gathered:
+    kind, compiled = view["resource"], compile_view(view)
+
+    def misfit(record: dict) -> str | None:
+        if judged is not None:
+            judged.append(record["id"])
+        return find_misfit(record, kind)
+
+    folder.mkdir()
+    return gather(source, kind, folder, misfit, Narrow(compiled.told, compiled.fits))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_engine_is_sure_of_a_record_only_where_it_has_no_fault(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each record in a file of its own, of which the engine is sure or not; then in the strict way alone."""
+    faults, judged = 0, Counter[int]()
+    for name, view in VIEWS.items():
+        source = tmp_path / name
+        source.mkdir()
+        for number, record in enumerate(drawn(name, seed)[1][:60]):
+            (source / f"{number:03}.ndjson").write_text(f"{json.dumps(record)}\n", encoding="utf-8")
+        found = []
+        for least in (0, 1 << 60):
+            monkeypatch.setattr(survey, "SURVEYED_FROM", least)
+            one_by_one: list[str] = []
+            found.append(gathered_for(view, source, tmp_path / f"{name}-{least}", one_by_one))
+            judged[least] += len(one_by_one)
+        assert (found[0].count, found[0].broken) == (found[1].count, found[1].broken), name
+        assert [path.name for path, _ in found[0].files] == [path.name for path, _ in found[1].files]
+        faults += len(found[0].broken)
+    assert faults > 100
+    assert judged[0] < judged[1 << 60] / 2
 
 
 def as_shown(value: object, kind: str) -> object:

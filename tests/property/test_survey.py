@@ -18,7 +18,7 @@ from crmo_fhir.errors import IncompleteError
 from crmo_fhir.fhir import strict
 from crmo_fhir.model.parameters import Parameters
 from crmo_fhir.model.records import Pull
-from crmo_fhir.source import files, pieces
+from crmo_fhir.source import files, pieces, survey
 from crmo_fhir.source.files import select_candidates
 from crmo_fhir.source.survey import Survey
 
@@ -58,11 +58,11 @@ class Runs:
         monkeypatch.setattr(Survey, "pick", picks)
 
     def line_by_line(self, folder: Path) -> Pull | str:
-        self._patch.setattr(files, "SURVEYED_FROM", 1 << 60)
+        self._patch.setattr(survey, "SURVEYED_FROM", 1 << 60)
         return self._pull(folder)
 
     def surveying(self, folder: Path) -> Pull | str:
-        self._patch.setattr(files, "SURVEYED_FROM", 0)
+        self._patch.setattr(survey, "SURVEYED_FROM", 0)
         self.surveyed, self.picked, self.checked = [], 0, 0
         return self._pull(folder)
 
@@ -507,7 +507,7 @@ def test_the_bytes_of_a_study_are_the_same(tmp_path: Path, monkeypatch: pytest.M
     cohorts.write(cohorts.make(seed), tmp_path / "in")
     made = []
     for least in (0, 1 << 60):
-        monkeypatch.setattr(files, "SURVEYED_FROM", least)
+        monkeypatch.setattr(survey, "SURVEYED_FROM", least)
         study = tmp_path / f"study{least}"
         pipeline.extract(str(tmp_path / "in"), study, Parameters())
         made.append({path.relative_to(study): path.read_bytes() for path in study.rglob("*") if path.is_file()})

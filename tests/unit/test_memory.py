@@ -11,7 +11,7 @@ from crmo_fhir.cli import cli
 from crmo_fhir.engine import open_duckdb
 from crmo_fhir.errors import UsageError
 from crmo_fhir.model.parameters import Parameters
-from crmo_fhir.source import files
+from crmo_fhir.source import survey
 
 LARGE = "CREATE TABLE large AS SELECT hash(range) AS a, hash(range + 1) AS b FROM range(6_000_000)"
 
@@ -71,7 +71,7 @@ def folder_of(path: Path) -> Path:
 
 
 def test_a_study_holds_nothing_of_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "SURVEYED_FROM", 0)
+    monkeypatch.setattr(survey, "SURVEYED_FROM", 0)
     study = tmp_path / "study"
     pipeline.extract(str(folder_of(tmp_path / "in")), study, Parameters(), how=pipeline.How(memory="300MB"))
     (study / ".spill").mkdir()  # what a run that was killed left

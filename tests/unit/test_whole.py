@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from crmo_fhir.source.whole import Gathered, gather
+from crmo_fhir.source import survey
+from crmo_fhir.source.whole import Gathered, Narrow, gather
 
 BOM = b"\xef\xbb\xbf"
+NARROW = Narrow({"wrong": "JSON"}, "wrong IS NULL")
 OTHER = {"resourceType": "Organization", "id": "o"}
 FAULTS = {
     "another type": json.dumps(OTHER),
@@ -38,7 +40,7 @@ def gathered(tmp_path: Path, **files: bytes) -> tuple[Gathered, list[str], list[
         judged.append(resource["id"])
         return "wrong" if "wrong" in resource else None
 
-    found = gather(source, "Patient", folder, misfit)
+    found = gather(source, "Patient", folder, misfit, NARROW)
     written = [
         [json.loads(line)["id"] for line in path.read_text().splitlines()] if path.parent == folder else None
         for path, _ in found.files
@@ -70,6 +72,33 @@ def test_each_record_is_judged_once_wherever_a_file_ceases_to_be_plain(tmp_path:
     assert [one.place for one in found.broken] == (
         [f"line {at + 1}"] if fault in ("no JSON", "no Bundle", "a misfit") else []
     )
+
+
+def test_in_a_large_source_the_engine_judges_what_is_plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey, "SURVEYED_FROM", 0)
+    text, others = "\n".join(patients(4)).encode(), json.dumps(OTHER).encode()
+    found, judged, written = gathered(
+        tmp_path, a__ndjson=text, b__ndjson__gz=gzip.compress(text), c__ndjson=others, d__ndjson=others + b"\n" + text
+    )
+    assert written == [None, None, [f"p{number}" for number in range(4)]]
+    assert judged == [f"p{number}" for number in range(4)]
+    assert (found.count, found.broken) == (12, [])
+
+
+@pytest.mark.parametrize("at", [0, 2, 5])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_the_engine_is_not_sure_of_is_judged_line_by_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, at: int
+) -> None:
+    lines = patients(5)
+    lines.insert(at, FAULTS[fault])
+    found = []
+    for least in (0, 1 << 60):
+        monkeypatch.setattr(survey, "SURVEYED_FROM", least)
+        (tmp_path / f"{least}").mkdir()
+        found.append(gathered(tmp_path / f"{least}", a__ndjson="\n".join(lines).encode()))
+    assert found[0][1:] == found[1][1:]
+    assert (found[0][0].count, found[0][0].broken) == (found[1][0].count, found[1][0].broken)
 
 
 def test_files_are_written_on_until_one_is_read_where_it_stands(tmp_path: Path) -> None:

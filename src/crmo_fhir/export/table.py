@@ -31,9 +31,10 @@ def table_file(
 
 
 def _parted(rows: Iterable[Sequence[Any]]) -> Iterator[list[Sequence[Any]]]:
+    """The values of so many rows at a time, column by column: most columns are written as they come."""
     rows = iter(rows)
     while part := list(islice(rows, _ROWS_OF_A_PIECE)):
-        yield part
+        yield list(zip(*part, strict=True))
 
 
 def _csv(
@@ -43,31 +44,21 @@ def _csv(
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(kinds)
+    as_json = collections | {place for place, kind in enumerate(kinds.values()) if kind == "boolean"}
     for part in parts:
-        for row in part:
-            writer.writerow([_cell(value, collection=place in collections) for place, value in enumerate(row)])
-        yield _taken(text).encode("utf-8")
+        writer.writerows(zip(*(map(_json, each) if i in as_json else each for i, each in enumerate(part)), strict=True))
+        yield text.getvalue().encode("utf-8")
+        text.seek(0)
+        text.truncate()
     yield text.getvalue().encode("utf-8")
 
 
-def _taken(buffer: Any) -> Any:
-    """What was written to a buffer, which is empty then."""
-    content = buffer.getvalue()
-    buffer.seek(0)
-    buffer.truncate()
-    return content
+def _json(value: Any) -> str | None:
+    return None if value is None else json.dumps(value, ensure_ascii=False)
 
 
-def _cell(value: Any, *, collection: bool) -> Any:
-    if collection or isinstance(value, bool):
-        return json.dumps(value, ensure_ascii=False)
-    return "" if value is None else value
-
-
-def _typed(value: Any, kind: str) -> Any:
-    if kind != "number" or value is None:
-        return value
-    return [float(each) for each in value] if isinstance(value, list) else float(value)
+def _number(value: Any) -> Any:
+    return [float(each) for each in value] if isinstance(value, list) else None if value is None else float(value)
 
 
 def _parquet(
@@ -85,8 +76,8 @@ def _parquet(
     with pq.ParquetWriter(sink, pa.schema(fields)) as writer:
         for part in parts:
             arrays = [
-                pa.array([_typed(row[place], kind) for row in part], type=fields[place].type)
-                for place, kind in enumerate(kinds.values())
+                pa.array([*map(_number, each)] if kind == "number" else each, type=fields[place].type)
+                for place, (kind, each) in enumerate(zip(kinds.values(), part, strict=True))
             ]
             writer.write_table(pa.Table.from_arrays(arrays, schema=pa.schema(fields)))
             yield sink.taken()

@@ -33,6 +33,7 @@ from crmo_fhir.fhir.references import Identifier, Key
 from crmo_fhir.model.records import READ_TYPES, Broken, LedgerRow, Pull, Record
 from crmo_fhir.source import selection
 from crmo_fhir.source.pieces import (
+    LINE_FEED,
     MAX_DOCUMENT,
     R4_MEMBERS,
     R5_MEMBERS,
@@ -40,6 +41,7 @@ from crmo_fhir.source.pieces import (
     Piece,
     Source,
     base_of,
+    count_line_feeds,
     digest_of,
     first_type,
     guarded,
@@ -52,16 +54,13 @@ from crmo_fhir.source.pieces import (
     take_apart,
 )
 from crmo_fhir.source.selection import HYDRATED, Person
-from crmo_fhir.source.survey import Lines, Survey, is_simple, is_simple_id
+from crmo_fhir.source.survey import Lines, Survey, is_large, is_simple, is_simple_id
 
-SURVEYED_FROM = 32 * 1024 * 1024
-"""A source with less of NDJSON than this (bytes, those of gzip files eightfold) is read line by line, each line strictly."""
 MOST_KEPT = 256 * 1024 * 1024
 """So many bytes of lines picked by the survey are kept; where there are more, it is of no use."""
 MOST_READERS = 8
 """So many files are surveyed at a time; each takes some 100 MB."""
 _BLOCK = 1024 * 1024
-_LINE_FEED = 10
 
 
 @dataclass(slots=True)
@@ -144,7 +143,7 @@ def select_candidates(
     with ExitStack() as ends:
         lines = [file for file in source.files if file.lines]
         survey = None
-        if sum(file.stamp[0] * (8 if file.packed else 1) for file in lines) >= SURVEYED_FROM:
+        if is_large(lines):
             # One thread for each file, so that its lines come in their order.
             engine = ends.enter_context(open_duckdb(threads=1, memory=memory, temp=spill))
             survey = Survey(engine, [file.name for file in lines])
@@ -205,25 +204,18 @@ def _content(path: Path, name: str, file: File | None, survey: Survey | None, en
     content, digest = _Content(surveyed=surveyed), hashlib.sha256()
     buffer = memoryview(bytearray(_BLOCK))
     for unpacked in (False, True) if surveyed and packed else (False,):
-        content.lines, last = 0, _LINE_FEED
+        content.lines, last = 0, LINE_FEED
         with guarded(path, name, packed=unpacked) as stream:
             while (size := cast("io.BufferedIOBase", stream).readinto(buffer)) and not ended.is_set():
                 if not unpacked:
                     digest.update(buffer[:size])
                 if surveyed:
                     content.marks.append(content.lines)
-                    content.lines += _line_feeds(buffer[:size])
+                    content.lines += count_line_feeds(buffer[:size])
                     last = buffer[size - 1]
-        content.lines += last != _LINE_FEED
+        content.lines += last != LINE_FEED
     content.sha256 = digest.hexdigest()
     return content
-
-
-def _line_feeds(piece: memoryview) -> int:
-    """Count them; four times as fast as bytes do, which matters where a population is read."""
-    import numpy as np
-
-    return int(np.count_nonzero(np.frombuffer(piece, dtype=np.uint8) == _LINE_FEED))
 
 
 def _take_over(found: _Found, survey: Survey, contents: Mapping[str, Future[_Content]]) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from crmo_fhir.engine import DuckDB, literal
 from crmo_fhir.fhir import strict
 from crmo_fhir.model.records import READ_TYPES
-from crmo_fhir.source.pieces import OLD_MEMBERS, OLD_TYPES, R4_MEMBERS, R5_MEMBERS
+from crmo_fhir.source.pieces import OLD_MEMBERS, OLD_TYPES, R4_MEMBERS, R5_MEMBERS, File
 
 _SIMPLE_ID = r'"[A-Za-z0-9.\-]{1,64}"'
 _SIMPLE_REFERENCE = r'"Patient/[A-Za-z0-9.\-]{1,64}"'
@@ -31,6 +31,9 @@ _DECIDING = {"meta": "STRUCT(tag JSON)", "subject": _REFERENCE, "patient": _REFE
 _BITS = 40
 _LINE = (1 << _BITS) - 1
 """A row is the number of its file, and in the lower bits that of the line in it."""
+
+SURVEYED_FROM = 32 * 1024 * 1024
+"""A source with less of NDJSON than this (bytes, those of gzip files eightfold) is read line by line, each line strictly."""
 
 Lines = Mapping[str, Mapping[int, str | None]]
 """Per file the numbers of lines, each with the type under which it was counted, or None where it was not."""
@@ -47,6 +50,11 @@ def columns_of(kinds: Iterable[str] = READ_TYPES) -> dict[str, str]:
     tables = (_OWN_MEMBERS, OLD_MEMBERS, R4_MEMBERS, R5_MEMBERS)
     named = {member for table in tables for kind in kinds for member in table.get(kind, ())}
     return dict.fromkeys(sorted((named | {"resourceType", "id"}) - set(_DECIDING)), "JSON") | _DECIDING
+
+
+def is_large(files: Iterable[File]) -> bool:
+    """Whether the NDJSON of a source is so much that the engine looks at it first."""
+    return sum(file.stamp[0] * (8 if file.packed else 1) for file in files if file.lines) >= SURVEYED_FROM
 
 
 class Survey:
@@ -84,18 +92,18 @@ class Survey:
                 columns_of(kinds),
                 packed=packed,
             )
+            is not None
             for kinds in ([(kind,)] if kind else []) + [READ_TYPES]
         )
 
     def _statement(self, kinds: Sequence[str]) -> str:
-        old, r4, r5 = (
+        r4, r5 = (
             {kind: [f'"{one}" IS NOT NULL' for one in table[kind]] for kind in kinds if kind in table}
-            for table in (OLD_MEMBERS, R4_MEMBERS, R5_MEMBERS)
+            for table in (R4_MEMBERS, R5_MEMBERS)
         )
+        old = {kind: found for kind in kinds if (found := _old(kind))}
         more = "NULL"
         if "Condition" in kinds:
-            statuses = ('"verificationStatus"', '"clinicalStatus"')
-            old["Condition"] = [*old.get("Condition", ()), *(f"starts_with({one}, '\"')" for one in statuses)]
             more = "CASE WHEN kind = '\"Condition\"' THEN code END"
         if "Patient" in kinds:
             told_of = ", ',', ".join(f"coalesce({one}, 'null')" for one in ("id", "identifier", "link"))
@@ -301,6 +309,29 @@ class Survey:
         )
 
 
+def count_sure(
+    engine: DuckDB, path: Path, kind: str, columns: Mapping[str, str], fits: str, *, packed: bool
+) -> int | None:
+    """How many records of a type an NDJSON file holds, where each line surely is one without fault; else None.
+
+    `fits` is a condition on `columns` that says so of what is in them; here are the type, the id, the version and whom a record
+    is about. Lines that are blank do not count.
+    """
+    sure = [
+        f"""coalesce("resourceType" = '"{kind}"' AND regexp_full_match(id, {literal(_SIMPLE_ID)}), false)""",
+        *(f"NOT coalesce({one}, false)" for one in _old(kind)),
+        f"({fits})",
+    ]
+    own = dict.fromkeys(columns_of([kind]), "JSON") | _DECIDING
+    found = engine.take_in(
+        f"SELECT count(*), count(*) FILTER (WHERE {' AND '.join(sure)}) FROM ndjson_records",  # noqa: S608
+        path,
+        {**own, **columns},
+        packed=packed,
+    )
+    return found[0][0] if found and found[0][0] == found[0][1] else None
+
+
 def is_simple_id(one: str) -> bool:
     """Whether an id is one of those that are compared by hash."""
     return re.fullmatch(_SIMPLE_ID.strip('"'), one) is not None
@@ -327,6 +358,14 @@ def _value(text: str) -> Any:
 
 def _json_id(one: str) -> str:
     return f'"{one}"'
+
+
+def _old(kind: str) -> list[str]:
+    """The conditions by which a record of a type is of a FHIR version that is not read."""
+    found = [f'"{one}" IS NOT NULL' for one in OLD_MEMBERS.get(kind, ())]
+    if kind == "Condition":
+        found += [f"starts_with({one}::VARCHAR, '\"')" for one in ('"verificationStatus"', '"clinicalStatus"')]
+    return found
 
 
 def _by_kind(conditions: Mapping[str, Iterable[str]]) -> str:

@@ -1,9 +1,10 @@
 """All records of one type out of a folder or file, whoever they are about, as NDJSON that an engine reads.
 
-They are read as strictly as those of a study (`pieces`), and each is either in a file for the engine or named as broken.
+They are read as strictly as those of a study (`pieces`), and each is either in a file for the engine or named as broken. A
+large source is looked at by the engine first (`survey.count_sure`), which then can be sure of what is asked for alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
@@ -12,20 +13,33 @@ from typing import IO, Any
 
 import msgspec
 
+from crmo_fhir.engine import open_duckdb
 from crmo_fhir.errors import IncompleteError
 from crmo_fhir.fhir import strict
 from crmo_fhir.model.records import Broken
 from crmo_fhir.source.pieces import (
     File,
     Piece,
+    Source,
     base_of,
+    count_lines,
     first_type,
     identify,
     look_over,
     read_piece,
     readable,
+    refuse_changed,
     take_apart,
 )
+from crmo_fhir.source.survey import count_sure, is_large
+
+
+@dataclass(frozen=True, slots=True)
+class Narrow:
+    """What of a record will be read: `columns`, by their types in the engine's words, and the condition under which they fit."""
+
+    columns: Mapping[str, str]
+    fits: str
 
 
 @dataclass(slots=True)
@@ -38,22 +52,51 @@ class Gathered:
     warnings: list[str] = field(default_factory=list)
 
 
-def gather(path: Path, kind: str, folder: Path, misfit: Callable[[dict[str, Any]], str | None]) -> Gathered:
+def gather(
+    path: Path,
+    kind: str,
+    folder: Path,
+    misfit: Callable[[dict[str, Any]], str | None],
+    narrow: Narrow,
+    memory: str | None = None,
+) -> Gathered:
     """Gather the records of a type below a path, in the order of files, lines and entries.
 
     `misfit` names the element of a record that has a shape no reader expects. A file that holds nothing but such records,
-    a line each, is read where it stands; out of any other they are written to `folder`. Raises UsageError and
-    IncompleteError as `select_candidates` does, for what is no FHIR of a version that is read.
+    a line each, is read where it stands; out of any other they are written to `folder`. In a large source, where the
+    engine (`memory` bounds it) finds what is `narrow` of every line without fault, nothing else of them is judged. Raises
+    UsageError and IncompleteError as `select_candidates` does, for what is no FHIR of a version that is read.
     """
     source = look_over(path)
     if not source.files and not source.broken:
         raise IncompleteError(f"{path} holds no FHIR resource; give NDJSON, Bundles or single resources in JSON")
     gathered = Gathered(broken=source.broken, warnings=source.warnings)
     wanted = _Wanted(kind, misfit)
+    sure = _count_sure(source, kind, narrow, memory, folder / "spill") if is_large(source.files) else {}
     with closing(_Spool(folder, gathered.files)) as spool:
         for file in source.files:
-            _gather_from(file, source.base_of(file), wanted, gathered, spool)
+            base = source.base_of(file)
+            if file.name not in sure:
+                _gather_from(file, base, wanted, gathered, spool)
+            elif count := sure[file.name]:
+                gathered.files.append((file.path, base))
+                gathered.count += count
     return gathered
+
+
+def _count_sure(source: Source, kind: str, narrow: Narrow, memory: str | None, spill: Path) -> dict[str, int]:
+    """How many records the files hold of whose every line the engine is sure."""
+    sure = {}
+    with open_duckdb(memory=memory, temp=spill) as engine:
+        for file in source.files:
+            if not file.kind or not _is_plain(file):
+                continue
+            asked = narrow if file.kind == kind else Narrow({}, "true")
+            count = count_sure(engine, file.path, file.kind, asked.columns, asked.fits, packed=file.packed)
+            if count is not None and count == count_lines(file.path, file.name):
+                sure[file.name] = count if file.kind == kind else 0
+            refuse_changed(file)
+    return sure
 
 
 @dataclass(slots=True)
@@ -107,10 +150,14 @@ class _Wanted:
         return raw
 
 
+def _is_plain(file: File) -> bool:
+    """Whether an engine can read a file where it stands: it takes it for what its name says, and nothing before the JSON."""
+    return file.lines and not file.marked and file.packed == (file.path.suffix == ".gz")
+
+
 def _gather_from(file: File, base: str | None, wanted: _Wanted, gathered: Gathered, spool: _Spool) -> None:
     """Judge each piece of a file once; its records are written from the first line on that is not plainly one of them."""
-    # An engine takes a file for what its name says, and nothing before the JSON.
-    plain = file.lines and not file.marked and file.packed == (file.path.suffix == ".gz")
+    plain = _is_plain(file)
     broken: list[Broken] = []
     count = 0
 
