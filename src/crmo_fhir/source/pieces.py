@@ -346,13 +346,13 @@ def read_lines(path: Path, name: str) -> Iterator[bytes]:
 
 
 def _long_line(begun: bytes, stream: IO[bytes], where: str) -> bytes:
-    """The whole of a line, put together piece by piece, so that one over the limit is in memory once at most."""
-    line, piece = bytearray(), begun
-    while piece:
-        line += piece
+    """The whole of a line, put together block by block, so that one over the limit is in memory once at most."""
+    line, block = bytearray(), begun
+    while block:
+        line += block
         if len(line) > MAX_DOCUMENT:
             raise IncompleteError(f"{where}: a line of more than {MAX_DOCUMENT // 2**20} MiB")
-        piece = b"" if piece.endswith(b"\n") else stream.readline(_BLOCK)
+        block = b"" if block.endswith(b"\n") else stream.readline(_BLOCK)
     return bytes(line)
 
 
