@@ -115,6 +115,7 @@ def test_what_no_engine_takes_for_what_it_is_is_written(tmp_path: Path) -> None:
         b__ndjson__gz=gzip.compress(BOM + text),
         c__ndjson=gzip.compress(text),
         d__ndjson__gz=text,
+        e__ndjson=text + b"\n" + BOM + text,
     )
-    assert written == [["p0", "p1"] * 4]
-    assert found.count == 8
+    assert written == [["p0", "p1"] * 6]
+    assert found.count == 12

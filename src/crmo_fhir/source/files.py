@@ -2,8 +2,8 @@
 
 A source larger than memory is read in passes, and only what belongs to a candidate is kept: (1) everything is checked,
 and qualifying Conditions name the candidates; (2) their Patient records and those of the same persons; (3) whatever is
-about them; (4) what those records refer to. What a file is, its content says, not its name. Nothing follows the order
-of files, lines or entries. The limit of one line or document is 128 MiB.
+about them; (4) what those records refer to. Nothing follows the order of files, lines or entries. What a file is and how it
+is taken apart, `source.pieces` says.
 
 The lines of a large source are surveyed by the engine first (`source.survey`): then (1) reads strictly those that are not
 plain or may be a diagnosis, and every later pass only those that may be what it looks for; the rest is counted.
@@ -65,7 +65,7 @@ _BLOCK = 1024 * 1024
 
 @dataclass(slots=True)
 class _Content:
-    """What reading a file to its end tells: its SHA-256, its lines, and how many of them ended before each piece of it."""
+    """What reading a file to its end tells: its SHA-256, its lines, and how many of them ended before each block of it."""
 
     sha256: str = ""
     surveyed: bool = False
@@ -147,14 +147,15 @@ def select_candidates(
             # One thread for each file, so that its lines come in their order.
             engine = ends.enter_context(open_duckdb(threads=1, memory=memory, temp=spill))
             survey = Survey(engine, [file.name for file in lines])
-        contents = _read_through(source.listed, {file.name: file for file in lines}, survey, ends)
+        contents = _read_through(source, {file.name: file for file in lines}, survey, ends)
         try:
             found = _Found(source, own_base=base)
             if survey is not None:
                 _take_over(found, survey, contents)
             pull = _select(path, found, crmo, text)
         except _UnsurveyedError:
-            pull = _select(path, _Found(source, own_base=base), crmo, text)
+            found = _Found(source, own_base=base)
+            pull = _select(path, found, crmo, text)
         pull.files = [replace(file, sha256=contents[file.name].result().sha256) for file in source.seen]
         pull.files.sort(key=lambda file: file.name)
         for file in source.files:
@@ -187,7 +188,7 @@ def _select(path: Path, found: _Found, crmo: CodeSet, text: CodeSet) -> Pull:
 
 
 def _read_through(
-    listed: list[tuple[Path, str]], lines: Mapping[str, File], survey: Survey | None, ends: ExitStack
+    source: Source, lines: Mapping[str, File], survey: Survey | None, ends: ExitStack
 ) -> dict[str, Future[_Content]]:
     """Begin to read every file to its end, as many at a time as there are cores, beside whatever is done meanwhile."""
     ended = threading.Event()
@@ -195,7 +196,8 @@ def _read_through(
     ends.callback(readers.shutdown, wait=True, cancel_futures=True)
     ends.callback(ended.set)
     # The longest first: what is left at the end is short, and keeps every core busy.
-    listed = sorted(listed, key=lambda one: one[0].stat().st_size, reverse=True)
+    sizes = {file.name: file.size for file in source.seen}
+    listed = sorted(source.listed, key=lambda one: sizes[one[1]], reverse=True)
     return {name: readers.submit(_content, path, name, lines.get(name), survey, ended) for path, name in listed}
 
 
@@ -298,23 +300,23 @@ def _lines_at(file: File, numbers: list[int], marks: list[int]) -> Iterator[byte
             if number == numbers[-1]:
                 return
     with guarded(file.path, file.name) as stream:
-        piece, at = b"", -1
+        block, at = b"", -1
         for number in numbers:
             index = max(bisect_left(marks, number - 1) - 1, 0)
             if index != at:
                 stream.seek(index * _BLOCK)
-                piece, at = stream.read(_BLOCK), index  # marks stand at the beginning of each
+                block, at = stream.read(_BLOCK), index  # marks stand at the beginning of each
                 begin, passed = 0, marks[index]
             while passed < number - 1:
-                begin = piece.find(b"\n", begin) + 1
+                begin = block.find(b"\n", begin) + 1
                 passed += 1
                 if not begin:
                     raise IncompleteError(
                         f"{file.name} changed while it was read; run again when the source is at rest"
                     )
-            end = piece.find(b"\n", begin) + 1
+            end = block.find(b"\n", begin) + 1
             if end:
-                yield piece[begin:end]
+                yield block[begin:end]
             else:
                 stream.seek(index * _BLOCK + begin)
                 yield stream.readline(MAX_DOCUMENT + 1)

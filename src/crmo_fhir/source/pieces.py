@@ -128,7 +128,10 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The text of one resource and where it stood (`raw` is None for a deletion, then `deleted` is its URL)."""
+    """The text of one resource and where it stood (`raw` is None for a deletion, then `deleted` is its URL).
+
+    `marked`: its line begins with a byte order mark, as where files were put together.
+    """
 
     raw: bytes | None
     place: str
@@ -137,6 +140,7 @@ class Piece:
     full_url: str | None = None
     deleted: str = ""
     deleted_at: str = ""
+    marked: bool = False
 
 
 # ---------------------------------------------------------------------------------------------- the files of a source
@@ -348,13 +352,13 @@ def read_lines(path: Path, name: str) -> Iterator[bytes]:
 
 
 def _long_line(begun: bytes, stream: IO[bytes], where: str) -> bytes:
-    """The whole of a line, put together piece by piece, so that one over the limit is in memory once at most."""
-    line, piece = bytearray(), begun
-    while piece:
-        line += piece
+    """The whole of a line, put together block by block, so that one over the limit is in memory once at most."""
+    line, block = bytearray(), begun
+    while block:
+        line += block
         if len(line) > MAX_DOCUMENT:
             raise IncompleteError(f"{where}: a line of more than {MAX_DOCUMENT // 2**20} MiB")
-        piece = b"" if piece.endswith(b"\n") else stream.readline(_BLOCK)
+        block = b"" if block.endswith(b"\n") else stream.readline(_BLOCK)
     return bytes(line)
 
 
@@ -399,8 +403,8 @@ def take_apart(
         for number, line in lines:
             raw = line.removeprefix(_BOM).strip(b" \t\r\n")
             if raw:
-                place = f"line {number}"
-                yield from _unfold(Piece(raw, place, f"{file.name}:{number}", f"{file.name}:{number}"), broken, file)
+                origin, marked = f"{file.name}:{number}", line.startswith(_BOM)
+                yield from _unfold(Piece(raw, f"line {number}", origin, origin, marked=marked), broken, file)
     else:
         raw = _whole(file.path, file.name).removeprefix(_BOM).strip(b" \t\r\n")
         if raw:

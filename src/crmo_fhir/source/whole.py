@@ -168,7 +168,7 @@ def _gather_from(file: File, base: str | None, wanted: _Wanted, gathered: Gather
 
     for piece in take_apart(file, broken):
         record = wanted.read(piece, file, broken)
-        if plain and (record is None or broken or "entry" in piece.place):
+        if plain and (record is None or broken or piece.marked or "entry" in piece.place):
             plain = False
             write_those_before()
         if record is not None:
