@@ -492,8 +492,8 @@ def build(
 def _load_build() -> None:
     """Import what a build needs, while the source is read: half a second that nobody waits for then."""
     with suppress(Exception):  # whatever it is, the build meets it too
-        importlib.import_module("crmo_fhir.cohort")
-        importlib.import_module("crmo_fhir.mapping.facts")
+        for name in ("pandas", "pyarrow.parquet", "crmo_fhir.cohort", "crmo_fhir.mapping.facts"):
+            importlib.import_module(name)
 
 
 def _build(
