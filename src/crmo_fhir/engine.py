@@ -13,12 +13,13 @@ import subprocess
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, TypeVar, cast
 
 import duckdb
 
@@ -27,8 +28,10 @@ from crmo_fhir.errors import IncompleteError, NetworkError, UsageError
 if TYPE_CHECKING:
     import ibis
     import ibis.expr.datatypes as dt
+    import pyarrow as pa
     from pyspark.sql import SparkSession
 
+_Part = TypeVar("_Part")
 _MEGABYTE = 1024 * 1024
 _RECORDS = "ndjson_records"
 _LONGEST_LINES = (16 * _MEGABYTE, 256 * _MEGABYTE)
@@ -82,6 +85,9 @@ class Engine(Protocol):
         Missing values are None; what a record holds beyond `columns` is not read. Raises IncompleteError where a record
         does not fit, naming file and line at most.
         """
+
+    def tables(self, query: str, paths: Sequence[Path], columns: Mapping[str, str]) -> "Iterator[pa.Table]":
+        """The same rows in Arrow tables, for where they are many: nothing of them passes through Python."""
 
 
 @contextmanager
@@ -178,13 +184,33 @@ class DuckDB:
 
     def run(self, query: str, paths: Sequence[Path], columns: Mapping[str, str]) -> Iterator[list[tuple[object, ...]]]:
         """Give `Engine.run`."""
-        message = ""
+
+        def parts(whole: str) -> Iterator[list[tuple[object, ...]]]:
+            found = self.connection.execute(whole)
+            while rows := found.fetchmany(_ROWS_AT_A_TIME):
+                yield rows
+
+        return self.read(query, paths, columns, parts)
+
+    def tables(self, query: str, paths: Sequence[Path], columns: Mapping[str, str]) -> "Iterator[pa.Table]":
+        """Give `Engine.tables`."""
+
+        def parts(whole: str) -> "Iterator[pa.Table]":
+            yield self.connection.sql(whole).to_arrow_table()
+
+        return self.read(query, paths, columns, parts)
+
+    def read(
+        self, query: str, paths: Sequence[Path], columns: Mapping[str, str], parts: Callable[[str], Iterator[_Part]]
+    ) -> Iterator[_Part]:
+        """What `parts` gives of a statement; where a line needs more room, those that follow the ones given already."""
+        message, given = "", 0
         for size in _LONGEST_LINES:
+            whole = f"WITH {_RECORDS} AS ({_read_json(paths, columns, size)}) SELECT * FROM ({query})"  # noqa: S608
             try:
-                whole = f"WITH {_RECORDS} AS ({_read_json(paths, columns, size)}) SELECT * FROM ({query})"  # noqa: S608
-                found = self.connection.execute(whole)
-                while rows := found.fetchmany(_ROWS_AT_A_TIME):
-                    yield rows
+                for part in islice(parts(whole), given, None):
+                    given += 1
+                    yield part
                 return  # noqa: TRY300
             except duckdb.OutOfMemoryException as error:
                 raise UsageError(_TOO_LITTLE) from error
@@ -254,6 +280,12 @@ class Spark:
 
     def run(self, query: str, paths: Sequence[Path], columns: Mapping[str, str]) -> Iterator[list[tuple[object, ...]]]:
         """Give `Engine.run`."""
+        for table in self.tables(query, paths, columns):
+            for batch in table.to_batches(_ROWS_AT_A_TIME):
+                yield list(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+
+    def tables(self, query: str, paths: Sequence[Path], columns: Mapping[str, str]) -> "Iterator[pa.Table]":
+        """Give `Engine.tables`."""
         from py4j.protocol import Py4JJavaError
         from pyspark.errors import PySparkException
 
@@ -266,8 +298,7 @@ class Spark:
                     table = self.session.sql(whole).toArrow()  # which leaves its socket to the garbage collector
             except (Py4JJavaError, PySparkException) as error:
                 self.fail(str(error), some, columns)
-            for batch in table.to_batches(_ROWS_AT_A_TIME):
-                yield list(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+            yield table
 
     def lines(self, paths: Sequence[Path]) -> Any:
         """The lines of the files in one column `value`, each file after the other.

@@ -9,7 +9,7 @@ import io
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime, timedelta
@@ -17,7 +17,7 @@ from functools import partial
 from importlib.resources import files as package_files
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from zoneinfo import ZoneInfo
 
 from crmo_fhir import __version__
@@ -549,6 +549,9 @@ def _build(
         voice.warn(f"{unresolved} records name no Patient that is here; attrition.csv lists them by type")
 
 
+_Part = TypeVar("_Part", bound=Sized)
+
+
 @dataclass(frozen=True, slots=True)
 class Viewed:
     """What a view gave: how many rows, of how many records, and how many records were left out."""
@@ -579,12 +582,12 @@ def view(
     from crmo_fhir import landing
     from crmo_fhir.artifacts import Artifacts
     from crmo_fhir.engine import check_engine, open_engine
-    from crmo_fhir.export.table import check_ending, table_file
-    from crmo_fhir.mapping.query import run_by_base
+    from crmo_fhir.export import table
+    from crmo_fhir.mapping.query import run_by_base, run_to_tables
     from crmo_fhir.mapping.view import compile_view
 
     check_engine(engine)
-    check_ending(out.name)
+    table.check_ending(out.name)
     landing.check_table(out)
     compiled = compile_view(_definition(named, Artifacts.load(mappings)))
     if _is_server(source):
@@ -601,15 +604,22 @@ def view(
             gathered = _gather(path, compiled, folder, memory, accept_partial=accept_partial, voice=voice)
             files, records, left_out = gathered.files, gathered.count, len(gathered.broken)
             folder /= "spill"
-        opened, given = held.enter_context(open_engine(engine, memory=memory, temp=folder)) if files else None, 0
+        given = 0
 
-        def rows() -> Iterator[tuple[object, ...]]:
+        def counted(parts: Iterable[_Part]) -> Iterator[_Part]:
             nonlocal given
-            for _, found in run_by_base(opened, compiled, files) if opened else ():
-                given += len(found)
-                yield from found
+            for part in parts:
+                given += len(part)
+                yield part
 
-        landing.write_whole(out, table_file(out.name, compiled.types, compiled.collections, rows()))
+        opened = held.enter_context(open_engine(engine, memory=memory, temp=folder)) if files else None
+        if table.is_parquet(out.name):
+            tables = run_to_tables(opened, compiled, files) if opened else ()
+            pieces = table.write_parquet(compiled.types, compiled.collections, counted(tables))
+        else:
+            rows = (found for _, found in run_by_base(opened, compiled, files)) if opened else ()
+            pieces = table.write_csv(compiled.types, compiled.collections, counted(rows))
+        landing.write_whole(out, pieces)
     return Viewed(given, records, left_out)
 
 

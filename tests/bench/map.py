@@ -11,9 +11,12 @@ peak of its resident memory (VmHWM). The population (`population.py`) is made in
     fhir.resources  a validating model of each line, on a sample, scaled to all (said so)
     reading         ours: hashes, survey and strict reading, to the records of the children (`select_candidates`)
     extract         ours: `crmo-fhir extract`, the whole command, to the cohort's tables
-    view            ours: `crmo-fhir view`, the whole command: one view over all Observations of the folder to a Parquet file
+    view            ours: one view over the files of Observations, compiled and run, its rows in Arrow
+    view command    the same by `crmo-fhir view`, the whole command over the folder: every line judged, a Parquet file written
     fhir4ds-v2      the same view by that program, version 0.0.17, over the files of Observations, its rows fetched; in an
-                    environment of its own (AGPL: run, never imported here), whose start is not counted
+                    environment of its own (AGPL: run, never imported here)
+
+Loading libraries counts in `extract` and `view command`, which are whole processes, and not in the others.
 
 `--view-of` names the Python of an environment that has fhir4ds-v2 (and with it orjson); without it one is made with pip in the
 temporary folder, and where that is not possible the two are left out, said so. It ends with 1 where `reading` takes more than
@@ -21,6 +24,7 @@ temporary folder, and where that is not possible the two are left out, said so. 
 """
 
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -141,6 +145,16 @@ def extract(folder: Path) -> int:
 
 
 def view_ours(folder: Path) -> int:
+    from crmo_fhir.engine import open_duckdb
+    from crmo_fhir.mapping.query import run_to_tables
+    from crmo_fhir.mapping.view import compile_view
+
+    with open_duckdb() as engine:
+        files = [(path, None) for path in files_of(folder, "Observation.")]
+        return sum(len(table) for table in run_to_tables(engine, compile_view(VIEW), files))
+
+
+def view_command(folder: Path) -> int:
     from crmo_fhir import pipeline
 
     with tempfile.TemporaryDirectory() as into:
@@ -169,11 +183,20 @@ MEASURED = {
     "reading": read_ours,
     "extract": extract,
     "view": view_ours,
+    "view command": view_command,
     "fhir4ds-v2": view_fhir4ds,
 }
 APART = ("orjson", "fhir4ds-v2")
 """What runs in the environment of fhir4ds-v2."""
-TIMED_AS_A_COMMAND = ("extract", "view")
+LIBRARIES = {
+    "duckdb": ("duckdb", "crmo_fhir.source.survey"),
+    "orjson": ("orjson",),
+    "reading": ("duckdb", "numpy", "crmo_fhir.artifacts", "crmo_fhir.source.files"),
+    "view": ("duckdb", "pyarrow", "crmo_fhir.mapping.view"),
+    "fhir4ds-v2": ("fhir4ds",),
+}
+"""What is loaded before the time begins."""
+TIMED_AS_A_COMMAND = ("extract", "view command")
 
 
 def measure(name: str, folder: Path, python: str) -> tuple[float, float, float, int]:
@@ -195,9 +218,8 @@ def measure(name: str, folder: Path, python: str) -> tuple[float, float, float, 
 
 
 def only(name: str, folder: Path) -> None:
-    if name == "reading":
-        import duckdb  # noqa: F401 - as `duckdb` has it
-
+    for library in LIBRARIES.get(name, ()):
+        importlib.import_module(library)
     begun, spent = time.perf_counter(), time.process_time()
     found = MEASURED[name](folder)
     took = [time.perf_counter() - begun, time.process_time() - spent]
@@ -264,12 +286,13 @@ def main() -> None:
         sys.stdout.write(f"{FHIR4DS} cannot be installed here: left out, and orjson with it\n")
     elif "fhir4ds-v2" in names:
         assert found["fhir4ds-v2"] == found["view"]
-        sys.stdout.write(f"view: {medians['fhir4ds-v2'] / medians['view']:.1f} times as fast as {FHIR4DS}\n")
+        for name in ("view", "view command"):
+            sys.stdout.write(f"{name}: {medians['fhir4ds-v2'] / medians[name]:.1f} times as fast as {FHIR4DS}\n")
     lost = found["reading"] != expected or found["extract"] != expected
     raise SystemExit(
         lost
         or medians["reading"] > given.most * medians["duckdb"]
-        or max(peaks["reading"] + peaks["extract"] + peaks["view"]) >= 2
+        or max(peaks["reading"] + peaks["extract"] + peaks["view command"]) >= 2
     )
 
 

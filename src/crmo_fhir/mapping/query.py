@@ -12,9 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from crmo_fhir.engine import Engine
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class Runnable(Protocol):
@@ -74,13 +77,27 @@ def run_by_base(
 
     Missing values are None, missing collections empty. Raises IncompleteError for a record that does not fit FHIR.
     """
+    for base, paths, query in _queries(engine, view, files):
+        for rows in engine.run(query, paths, view.schema):
+            yield base, [_with_lists(row, view.collections) for row in rows] if view.collections else rows
+
+
+def run_to_tables(engine: Engine, view: Runnable, files: Sequence[tuple[Path, str | None]]) -> "Iterator[pa.Table]":
+    """The same rows in Arrow tables, whose columns are in the order of the view's; missing collections are null."""
+    for _, paths, query in _queries(engine, view, files):
+        yield from engine.tables(query, paths, view.schema)
+
+
+def _queries(
+    engine: Engine, view: Runnable, files: Sequence[tuple[Path, str | None]]
+) -> Iterator[tuple[str | None, list[Path], str]]:
+    """Each run of files of one base, with the query for it."""
     queries: dict[str | None, str] = {}
     for base, paths in _by_base(files):
         known = base if view.uses_base else None
         if known not in queries:
             queries[known] = view.query(engine, known)
-        for rows in engine.run(queries[known], paths, view.schema):
-            yield base, [_with_lists(row, view.collections) for row in rows] if view.collections else rows
+        yield base, paths, queries[known]
 
 
 def _with_lists(row: tuple[object, ...], collections: frozenset[int]) -> tuple[object, ...]:

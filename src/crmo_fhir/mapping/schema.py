@@ -97,6 +97,8 @@ class Shape:
             )
         elif self.leaf == "BOOLEAN":
             holds = f"coalesce({one} IN ('true', 'false'), true)"
+        elif self.begins == '"':  # most are, and this way is the faster one
+            holds = f"""coalesce(starts_with({one}, '"'), true)"""
         else:
             holds = f"coalesce(contains('{self.begins}', left({one}, 1)), true)"
         return (

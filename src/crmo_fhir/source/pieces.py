@@ -7,7 +7,6 @@ of one line or document is 128 MiB.
 
 import gzip
 import hashlib
-import io
 import json
 import os
 import re
@@ -34,7 +33,6 @@ _GZIP = b"\x1f\x8b"
 _PACKED = (b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf")
 _SNIFFED = 65536
 _BLOCK = 1024 * 1024
-LINE_FEED = 10
 _JSON_NAME = re.compile(r"\.(json|ndjson|jsonl)(\.gz)?$", re.IGNORECASE)
 _LINES_NAME = re.compile(r"\.(ndjson|jsonl)(\.gz)?$", re.IGNORECASE)
 _FIRST_TYPE = re.compile(rb'\A\s*\{\s*"resourceType"\s*:\s*"([A-Za-z]{1,64})"')
@@ -360,23 +358,6 @@ def _long_line(begun: bytes, stream: IO[bytes], where: str) -> bytes:
             raise IncompleteError(f"{where}: a line of more than {MAX_DOCUMENT // 2**20} MiB")
         block = b"" if block.endswith(b"\n") else stream.readline(_BLOCK)
     return bytes(line)
-
-
-def count_line_feeds(block: memoryview) -> int:
-    """Count them; four times as fast as bytes do, which matters where a population is read."""
-    import numpy as np
-
-    return int(np.count_nonzero(np.frombuffer(block, dtype=np.uint8) == LINE_FEED))
-
-
-def count_lines(path: Path, name: str) -> int:
-    """How many lines a file has, blank ones too. Raises as `take_apart` does."""
-    count, last, buffer = 0, LINE_FEED, memoryview(bytearray(_BLOCK))
-    with guarded(path, name) as stream:
-        while size := cast("io.BufferedIOBase", stream).readinto(buffer):
-            count += count_line_feeds(buffer[:size])
-            last = buffer[size - 1]
-    return count + (last != LINE_FEED)
 
 
 # ------------------------------------------------------------------------------------------- from a file to resources
