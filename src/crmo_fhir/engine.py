@@ -54,7 +54,7 @@ _ODD_NAME = re.compile(r"^[_.]|[\\:]")
 _SHORTEST_DECIMAL = r"""
     get(transform(array(:arg), number -> CASE
         WHEN NOT number RLIKE '^-?[0-9][.][0-9]+E-?[0-9]+$' THEN number
-        WHEN abs(CAST(number AS DOUBLE)) BETWEEN 1E-4D AND 9.999999999999999E15D
+        WHEN abs(CAST(number AS DOUBLE)) BETWEEN 1E-4D AND 9.999999999999998E15D
         THEN regexp_replace(CAST(CAST(number AS DECIMAL(38, 20)) AS STRING), '([.][0-9]+?)0+$', '$1')
         ELSE concat(
             regexp_replace(substring_index(number, 'E', 1), '[.]0$', ''),

@@ -10,9 +10,52 @@ from typing import Any
 from crmo_fhir.mapping.schema import RESOURCE_TYPES, _json_fields, elements_of, is_primitive
 
 WORDS = ("official", "usual", "phone", "Medication", "text/plain", "final", "mg", "æ\"'\n", "", "http://loinc.org")
-DATES = ("2004", "2004-02", "2004-02-29", "2004-02-29T12:30:00+01:00", "2004-02-29T12:30:00.5Z")
-NUMBERS = (0, 7, -3, 1.5, 0.25, 350000.0, 0.0001, 12345678.5)
-REFERENCES = ("Patient/1", "Patient/1/_history/2", "#a", "urn:uuid:5", "http://elsewhere/fhir/Patient/1", "Group/g-1")
+NO_DATES = (
+    "unknown",
+    "",
+    "2004-13",
+    "2004-02-30",
+    "1900-02-29",
+    "2004-2-1",
+    "2004-13-45T25:00:00Z",
+    "2004-02-29T12:30:00+14:30",
+    "noonZ",
+    "20040229",
+    " 2004",
+    "2004\n",
+    "0000",
+    "T12:30:00",
+)
+NO_TIMES = ("24:00:00", "12:60:00", "12.30", "noon", "12:30:00Z", "12:30:00\n")
+YEARS = ("0001", "1900", "1999", "2000", "2003", "2004", "2004", "2004", "2005", "2100", "9999")
+ZONES = ("Z", "Z", "+00:00", "+01:00", "-05:30", "+14:00", "-12:00")
+NUMBERS = (
+    0,
+    7,
+    -3,
+    1.5,
+    0.25,
+    350000.0,
+    0.0001,
+    12345678.5,
+    -0.0,
+    0.1,
+    1e-05,
+    -2.5e-07,
+    1e16,
+    1e22,
+    12345678901234567890,
+    1234567890123456789012345678901234567890,
+)
+REFERENCES = (
+    "Patient/1",
+    "Patient/1/_history/2",
+    "#a",
+    "urn:uuid:5",
+    "http://elsewhere/fhir/Patient/1",
+    "Group/g-1",
+    "Patient/1\n",
+)
 CONTAINED = ("Medication", "Patient", "Organization")
 INSIDE = ("id", "resourceType", "code", "coding", "system", "text", "value", "reference", "display", "item", "answer")
 """Names that are drawn where what is read has no shape of its own (contained resources, elements of two shapes)."""
@@ -78,10 +121,44 @@ def draw_one(rng: random.Random, kind: str, inner: dict[str, Any], depth: int) -
         case "integer" | "positiveInt" | "unsignedInt":
             return rng.randrange(5)
         case "decimal":
-            return rng.choice(NUMBERS)
+            return draw_number(rng)
         case "date" | "dateTime" | "instant":
-            return rng.choice(DATES)
+            return draw_date(rng, kind if rng.random() < 0.9 else "dateTime")
+        case "time":
+            return rng.choice(NO_TIMES) if rng.random() < 0.1 else draw_time(rng, seconds=rng.random() < 0.9)
     return rng.choice(REFERENCES if rng.random() < 0.3 else WORDS)
+
+
+def draw_number(rng: random.Random) -> float | str:
+    """A decimal; one that stands as text keeps the zeros that a JSON number loses where it is read as a double."""
+    match rng.randrange(4):
+        case 0:
+            return rng.choice(NUMBERS)
+        case 1:
+            return round(rng.uniform(-1000, 1000), rng.randrange(7))
+        case 2:
+            return rng.uniform(-1, 1) * 10.0 ** rng.randrange(-12, 16)
+    return f"{rng.uniform(-99, 99):.{rng.choice((0, 1, 2, 5, 20))}f}"
+
+
+def draw_date(rng: random.Random, kind: str) -> str:
+    """A date, dateTime or instant of any precision, some without the offset that FHIR asks for; or none."""
+    if rng.random() < 0.1:
+        return rng.choice(NO_DATES)
+    year, month, day = rng.choice(YEARS), rng.choice((1, 2, 2, 4, 12)), rng.choice((1, 28, 28, 29, 30, 31))
+    precision = 3 if kind == "instant" else rng.randrange(3 if kind == "date" else 4)
+    text = "-".join((year, f"{month:02}", f"{day:02}")[: precision + 1])
+    if precision < 3:
+        return text
+    return f"{text}T{draw_time(rng, seconds=rng.random() < 0.9)}{rng.choice(ZONES) if rng.random() < 0.8 else ''}"
+
+
+def draw_time(rng: random.Random, *, seconds: bool) -> str:
+    """A time of day; to the hour or minute only where another than FHIR wrote it."""
+    text = f"{rng.choice((0, 12, 12, 23)):02}:{rng.choice((0, 30, 59)):02}:{rng.choice((0, 0, 30, 59, 60)):02}"
+    if not seconds:
+        return text[: rng.choice((2, 5))]
+    return text + rng.choice(("", "", ".0", ".5", ".50", ".123", ".999", ".000001", ".123456789"))
 
 
 def spoiled(rng: random.Random, record: Json) -> Json | None:

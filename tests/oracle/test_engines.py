@@ -121,6 +121,99 @@ CONSTRUCTS: dict[str, dict] = {
             {"repeat": ["item", "answer.item"], "column": [{"name": "text", "path": "text"}]},
         ],
     },
+    "boundaries": {
+        "resource": "Observation",
+        "where": [{"path": "issued.lowBoundary() < @2100-06 or value.ofType(time).exists()"}],
+        "select": [
+            {
+                "column": [
+                    {"name": "date_low", "path": "value.ofType(dateTime).lowBoundary()"},
+                    {"name": "date_high", "path": "value.ofType(dateTime).highBoundary()"},
+                    {"name": "instant_low", "path": "issued.lowBoundary()"},
+                    {"name": "instant_high", "path": "issued.highBoundary()"},
+                    {"name": "time_low", "path": "value.ofType(time).lowBoundary()"},
+                    {"name": "time_high", "path": "value.ofType(time).highBoundary()"},
+                    {"name": "number_low", "path": "value.ofType(Quantity).value.lowBoundary()"},
+                    {"name": "number_high", "path": "value.ofType(Quantity).value.highBoundary()"},
+                    {"name": "number", "path": "value.ofType(Quantity).value"},
+                    {"name": "whole", "path": "value.ofType(dateTime).lowBoundary().highBoundary()"},
+                    {"name": "twice", "path": "value.ofType(Quantity).value.highBoundary().lowBoundary()"},
+                    {"name": "within", "path": "value.ofType(dateTime) <= value.ofType(dateTime).highBoundary()"},
+                    {"name": "before", "path": "issued.highBoundary() < value.ofType(dateTime).lowBoundary()"},
+                    {"name": "same", "path": "value.ofType(time) = value.ofType(time).lowBoundary()"},
+                    {"name": "other", "path": "value.ofType(time).highBoundary() != @T12:30:00"},
+                    {"name": "positive", "path": "value.ofType(Quantity).value.lowBoundary() > 0.05"},
+                    {"name": "width", "path": "-value.ofType(Quantity).value.lowBoundary() >= 1"},
+                ]
+            },
+            {
+                "forEachOrNull": "component.where(value.ofType(Quantity).value.highBoundary() > 0)",
+                "column": [{"name": "part", "path": "value.ofType(Quantity).value.lowBoundary()"}],
+            },
+        ],
+    },
+    "days": {
+        "resource": "Patient",
+        "where": [{"path": "birthDate.exists() or deceased.ofType(dateTime).highBoundary() >= @2004-02-29T12:30:00Z"}],
+        "select": [
+            {
+                "column": [
+                    {"name": "low", "path": "birthDate.lowBoundary()"},
+                    {"name": "high", "path": "birthDate.highBoundary()"},
+                    {"name": "leap", "path": "birthDate.highBoundary() = @2004-02-29"},
+                    {"name": "alive", "path": "birthDate.highBoundary() <= deceased.ofType(dateTime).lowBoundary()"},
+                    {"name": "equal", "path": "birthDate = deceased.ofType(dateTime)"},
+                    {"name": "later", "path": "deceased.ofType(dateTime) > @2004-02-29T12:30:00.5+01:00"},
+                    {
+                        "name": "to",
+                        "path": "name.where(period.start.lowBoundary() < @2004).period.end.first().highBoundary()",
+                    },
+                    {"name": "any", "path": "name.exists(period.end.highBoundary() > period.start.lowBoundary())"},
+                ]
+            },
+            {"forEachOrNull": "name.period.start", "column": [{"name": "from", "path": "$this.highBoundary()"}]},
+        ],
+    },
+    "rest": {
+        "resource": "Patient",
+        "constant": [
+            {"name": "usual", "valueCode": "usual"},
+            {"name": "two", "valueInteger": 2},
+            {"name": "first", "valuePositiveInt": 0},
+            {"name": "day", "valueDate": "2004-02-29"},
+        ],
+        "where": [{"path": "%resource.active.exists() or Patient.name.exists() // or neither"}],
+        "select": [
+            {
+                "column": [
+                    {"name": "a", "path": "name.where(use = %usual).family", "collection": True},
+                    {"name": "b", "path": "-multipleBirth.ofType(integer) * %two"},
+                    {"name": "c", "path": "multipleBirth.ofType(FHIR.integer) / 3"},
+                    {
+                        "name": "d",
+                        "path": "(%two - multipleBirth.ofType(integer)) / (multipleBirth.ofType(integer) - %two)",
+                    },
+                    {"name": "e", "path": "gender + '\\u002b' + name.first().family"},
+                    {"name": "f", "path": "name.given.where($this = 'usual' or $this = 'mg')", "collection": True},
+                    {"name": "g", "path": "name[%first].given.join()"},
+                    {"name": "h", "path": "birthDate < %day"},
+                    {"name": "i", "path": "multipleBirth.ofType(integer) <= 2 and multipleBirth.ofType(integer) >= 1"},
+                    {"name": "j", "path": "name.given = %resource.name.given"},
+                    {"name": "k", "path": "name.given != contact.name.given"},
+                    {"name": "l", "path": "`name`.first().`use` /* a code */ != 'official'"},
+                    {"name": "m", "path": "1.50"},
+                    {"name": "n", "path": "contact.telecom.exists(value.exists() and system.empty()).not()"},
+                    {"name": "o", "path": "gender > 'final'"},
+                    {"name": "p", "path": "birthDate = '2004'"},
+                ]
+            },
+            {"forEach": "name.given", "column": [{"name": "q", "path": "$this & '.'"}]},
+            {
+                "forEachOrNull": "contained.where(resourceType = 'Patient')",
+                "column": [{"name": "r", "path": "id"}],
+            },
+        ],
+    },
 }
 VIEWS = {**SHIPPED, **CONSTRUCTS}
 
@@ -189,6 +282,37 @@ def test_the_engine_is_sure_of_a_record_only_where_it_has_no_fault(
         faults += len(found[0].broken)
     assert faults > 100
     assert judged[0] < judged[1 << 60] / 2
+
+
+@pytest.mark.parametrize(
+    ("path", "low", "high"),
+    [
+        ("1.587", 1.5865, 1.5875),
+        ("(-1.587)", -1.5875, -1.5865),
+        ("1.00", 0.995, 1.005),
+        ("@2014", "2014-01-01", "2014-12-31"),
+        ("@1900-02", "1900-02-01", "1900-02-28"),
+        ("@2014-01-01T08", "2014-01-01T08:00:00.000+14:00", "2014-01-01T08:59:59.999-12:00"),
+        ("@2014-01-01T08:05+08:00", "2014-01-01T08:05:00.000+08:00", "2014-01-01T08:05:59.999+08:00"),
+        ("@T10:30", "10:30:00.000", "10:30:59.999"),
+        ("{}", None, None),
+    ],
+)
+def test_the_boundaries_of_the_specification(
+    path: str, low: object, high: object, any_engine: Engine, tmp_path: Path
+) -> None:
+    view = {
+        "resource": "Patient",
+        "select": [
+            {"column": [{"name": end, "path": f"{path}.{end}Boundary()"} for end in ("low", "high")]},
+        ],
+    }
+    record = {"resourceType": "Patient", "id": "p"}
+    file = tmp_path / "Patient.ndjson"
+    file.write_text(json.dumps(record), encoding="utf-8")
+    expected = [{"low": low, "high": high}]
+    assert run_view(any_engine, compile_view(view), [(file, None)]).to_dict("records") == expected
+    assert plain_views.rows(view, [record]) == expected
 
 
 def as_shown(value: object, kind: str) -> object:

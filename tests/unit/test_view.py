@@ -297,6 +297,9 @@ def test_a_cut_line_names_the_file_and_no_value(engine: Engine, tmp_path: Path) 
         ("name.first(", "the path ends too early"),
         ("'open", "cannot read the path"),
         ("name.first().getResourceKey()", "getResourceKey"),
+        ("name.family.lowBoundary()", "a boundary is that of a decimal, date, dateTime, instant or time"),
+        ("(1.5 * 2).lowBoundary()", "a boundary is that of a value as it is written"),
+        ("(1.5 * 2).where($this > 1).first().highBoundary()", "a boundary is that of a value as it is written"),
     ],
 )
 def test_a_wrong_path_is_refused_naming_view_column_and_path(path: str, words: str) -> None:
@@ -368,6 +371,8 @@ def test_extension_of_an_element_and_of_a_primitive(engine: Engine, tmp_path: Pa
         ("2005-03-01", "<", "@2005-04", True),
         ("2005-03", "<", "@2005-03-02", None),
         ("2005-03-02", ">=", "@2005-03-02", True),
+        ("2005-02-29", "<", "@2006", None),
+        ("unknown", "!=", "@2006", None),
     ],
 )
 def test_dates_compare_to_the_precision_both_have(
@@ -387,6 +392,32 @@ def test_instants_compare_across_offsets(engine: Engine, tmp_path: Path) -> None
     )
     observation = {"resourceType": "Observation", "issued": "2005-03-04T12:00:00.000+02:00"}
     assert rows(engine, tmp_path, view, observation) == [{"same": True, "earlier": True}]
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("issued > @2016-12-31T23:59:58Z and issued < @2017-01-01T00:00:00Z", True),  # a leap second
+        ("value.ofType(time) = @T12:30:00.000", True),
+        ("value.ofType(time) < @T12:30:00.001", True),
+        ("value.ofType(time) > @T12", None),
+        ("value.ofType(time).highBoundary()", "12:30:00.999"),
+        ("referenceRange.low.value.highBoundary()", 1.5e-07),
+        ("status + bodySite.text", None),
+        ("status & bodySite.text", "final"),
+        ("status + '.'", "final."),
+    ],
+)
+def test_times_small_numbers_and_texts(path: str, expected: object, engine: Engine, tmp_path: Path) -> None:
+    observation = {
+        "resourceType": "Observation",
+        "status": "final",
+        "issued": "2016-12-31T23:59:60Z",
+        "valueTime": "12:30:00",
+        "referenceRange": [{"low": {"value": 1e-07}}],
+    }
+    view = view_of("Observation", columns(it=path))
+    assert rows(engine, tmp_path, view, observation) == [{"it": expected}]
 
 
 def test_repeat_refuses_a_record_deeper_than_it_goes(engine: Engine, tmp_path: Path) -> None:

@@ -466,6 +466,8 @@ def type_path(syntax: Syntax, scope: Scope) -> tuple[Node, ...]:
                 case LiteralSyntax(int(position), "integer" | "positiveInt" | "unsignedInt"):
                     return _pick(type_path(source, scope), position)
             raise PathError("an index in [ ] must be a whole number or an integer constant")
+        case OperatorSyntax("-", None, LiteralSyntax(int() | Decimal() as value, "integer" | "decimal" as name)):
+            return (Literal(-value, (name,)),)
         case OperatorSyntax(operator, left, right):
             return (_operation(operator, left, right, scope),)
         case CallSyntax(source, name, None):
@@ -682,9 +684,27 @@ def _reference_key(routes: tuple[Node, ...], target: str | None) -> tuple[Node, 
 
 def _boundary(routes: tuple[Node, ...], *, high: bool) -> Node:
     source = single_route(routes)
+    if kind_of(source) == "nothing":
+        return source
     if kind_of(source) not in ("decimal", "date", "time"):
         raise PathError("a boundary is that of a decimal, date, dateTime, instant or time")
+    if not _is_written(source):
+        raise PathError("a boundary is that of a value as it is written; how precise a calculated one is, nothing says")
     return Boundary(source, high, source.types)
+
+
+def _is_written(node: Node) -> bool:
+    """Whether the value is one of the record or the path, or a boundary: not a calculated one."""
+    match node:
+        case Operation() | Filter(source=Literal()) | Pick(source=Literal()):
+            return False
+        case Filter(source=source) | Pick(source=source):
+            return _is_written(source)
+        case Focus(origin=origin):
+            return origin is None or _is_written(origin)
+        case Several(parts):
+            return all(_is_written(part) for part in parts)
+    return True
 
 
 def _operation(operator: str, left: Syntax | None, right: Syntax, scope: Scope) -> Node:
@@ -697,7 +717,7 @@ def _operation(operator: str, left: Syntax | None, right: Syntax, scope: Scope) 
             raise PathError(f"both sides of '{operator}' must give true or false")
         return Operation(operator, first, second, ("boolean",))
     if operator == "&" or (operator == "+" and kinds == {"text"}):
-        return Operation("&", first, second, ("string",))
+        return Operation(operator, first, second, ("string",))
     if operator in ("+", "-", "*", "/"):
         if not numeric:
             raise PathError(f"'{operator}' takes numbers")

@@ -52,7 +52,26 @@ from crmo_fhir.mapping.schema import Shape, beginning_of, is_primitive
 
 _DEEPEST = 10
 """Levels a `repeat` goes down; a record that is deeper stops the run."""
-_ZONE = r"(Z|[+-]\d\d:\d\d)$"
+_YEAR = r"(?:\d{3}[1-9]|\d\d[1-9]0|\d[1-9]00|[1-9]000)"
+_LEAP_YEAR = r"(?:\d\d(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)"
+_DAY = (
+    rf"(?:{_YEAR}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])|{_YEAR}-(?:0[13-9]|1[0-2])-(?:29|30)"
+    rf"|{_YEAR}-(?:0[13578]|1[02])-31|{_LEAP_YEAR}-02-29)"
+)
+_DATE = rf"(?:{_YEAR}(?:-(?:0[1-9]|1[0-2]))?|{_DAY})"
+_TIME = r"(?:[01]\d|2[0-3])(?::[0-5]\d(?::(?:[0-5]\d|60)(?:\.\d+)?)?)?"
+_ZONE = r"(Z|[+-]\d\d:\d\d)\z"
+_WHOLE = {
+    "date": rf"^(?:{_DATE}|{_DAY}T{_TIME}(?:Z|[+-](?:0\d|1[0-3]):[0-5]\d|[+-]14:00)?)\z",
+    "time": rf"^{_TIME}\z",
+}
+"""The texts of FHIR's dates and times; also of those to the hour or minute, and without offset, as FHIRPath writes them.
+
+`\\z`, since `$` means another end to each engine where a text ends in a line break."""
+_LONGEST_TIME = 40
+_NUMBER = r"^(-?)(\d+)(?:\.(\d+))?(?:[eE]\+?(-?\d+))?\z"
+_MOST_DIGITS = 38
+"""Of the exact numbers of every engine."""
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _SELECT_KEYS = frozenset(["column", "select", "forEach", "forEachOrNull", "repeat", "unionAll", "extension", "id"])
 _KIND_TYPES = {"boolean": "boolean", "integer": "int64", "number": "float64"}
@@ -426,6 +445,12 @@ class _Builder:
         result = body(item.to_expr(), place.to_expr())
         return ops.ArrayMap(array, param=item, index=place if index else None, body=result).to_expr()
 
+    def named(self, value: ibis.Value, body: Callable[[Any], Any]) -> Any:
+        """Build the body on a name for the value: a query would repeat its text wherever the body has it."""
+        if isinstance(value.op(), (ops.Field, ops.StructField, ops.Argument, ops.Literal)):
+            return body(value)
+        return self.map(ibis.array([value]), lambda item, _: body(item))[0]
+
     def keep(self, array: ibis.Value, test: Callable[[ibis.Value], ibis.Value]) -> Any:
         self.names += 1
         item = ops.Argument(name=f"i{self.names}", shape=array.op().shape, dtype=array.type().value_type)
@@ -577,7 +602,12 @@ class _Builder:
             case Several(parts):
                 return self.several(parts, node)
             case Boundary(source, high):
-                return _boundary(self.one(source, "a boundary"), source, high=high)
+                value = self.one(source, "a boundary")
+                if isinstance(source, Literal):
+                    value = ibis.literal(str(source.value))
+                elif value.type().is_floating():
+                    return value  # a boundary: it has the greatest precision already
+                return self.named(value, lambda text: _boundary(text, source, high=high))
             case Descend():
                 return self.descend(node)
         raise AssertionError(node)
@@ -650,13 +680,14 @@ class _Builder:
 
     def reference_pattern(self, target: str | None) -> str:
         base = f"(?:{re.escape(self.base.rstrip('/'))}/)?" if self.base else ""
-        return f"^{base}({target or '[A-Z][A-Za-z]+'}/[A-Za-z0-9.-]+)(?:/_history/[^/]+)?$"
+        return rf"^{base}({target or '[A-Z][A-Za-z]+'}/[A-Za-z0-9.-]+)(?:/_history/[^/]+)?\z"
 
     def operation(self, node: Operation) -> Any:
         operator = node.operator
-        if kind_of(node.left) == kind_of(node.right) == "date" and operator in ("=", "!=", "<", "<=", ">", ">="):
-            what = f"a comparison of dates in the view {self.view.name}"
-            return _compare_dates(operator, self.one(node.left, what), self.one(node.right, what))
+        kind = kind_of(node.left)
+        if kind == kind_of(node.right) and kind in _WHOLE and operator in ("=", "!=", "<", "<=", ">", ">="):
+            what = f"a comparison of {kind}s in the view {self.view.name}"
+            return self.compare_dates(operator, self.one(node.left, what), self.one(node.right, what), kind)
         if operator in ("=", "!="):
             equal = self.equal(node.left, node.right)
             return equal if operator == "=" else ~equal
@@ -668,12 +699,42 @@ class _Builder:
             return left | right
         if operator == "&":
             return left.cast("string").fill_null("").concat(right.cast("string").fill_null(""))
+        if node.types == ("string",):
+            return left.concat(right)
         if operator in ("<", "<=", ">", ">="):
             target = _comparison_type(node.left, node.right)
             return _COMPARE[operator](_cast(left, target), _cast(right, target))
         target = "int64" if node.types == ("integer",) else "float64"
         result = _COMPARE[operator](_cast(left, target), _cast(right, target))
         return result if target == "int64" else result.round(8)
+
+    def compare_dates(self, operator: str, left: Any, right: Any, kind: str) -> Any:
+        """Compare dates, or times, to the precision both have; null where that does not decide, or where one is none.
+
+        Source: FHIRPath N1, comparison and equality: seconds and their fractions are one precision. Of two values of which
+        one has no offset from UTC, which leaves to policy, it is taken in that of the other.
+        """
+        if operator == "!=":
+            return ~self.compare_dates("=", left, right, kind)
+        compare = _COMPARE[operator]
+
+        def compared(first: Any, second: Any) -> Any:
+            shorter = ibis.least(first.length(), second.length())
+            one, other = first.substr(0, shorter), second.substr(0, shorter)
+            undecided = (one == other) & (first.length() != second.length())
+            return ibis.ifelse(undecided, ibis.null("boolean"), compare(one, other))
+
+        def decided(left: Any, right: Any) -> Any:
+            written = self.named(
+                _to_compare(left), lambda first: self.named(_to_compare(right), lambda second: compared(first, second))
+            )
+            if kind == "date":
+                zoned = left.re_search(_ZONE) & right.re_search(_ZONE)
+                written = ibis.ifelse(zoned, compare(_instant(left), _instant(right)), written)
+            readable = left.re_search(_WHOLE[kind]) & right.re_search(_WHOLE[kind])
+            return ibis.ifelse(readable, written, ibis.null("boolean"))
+
+        return self.named(left, lambda first: self.named(right, lambda second: decided(first, second)))
 
     def equal(self, left: Node, right: Node) -> Any:
         target = _comparison_type(left, right)
@@ -777,37 +838,59 @@ def _comparison_type(left: Node, right: Node) -> str:
     return "float64" if kinds and kinds <= {"integer", "decimal"} else "string"
 
 
-def _compare_dates(operator: str, left: Any, right: Any) -> Any:
-    """Dates to the precision both have; where that does not decide, null (FHIRPath N1, comparison)."""
-    if operator == "!=":
-        return ~_compare_dates("=", left, right)
-    compare = _COMPARE[operator]
-    zoned = left.re_search(_ZONE) & right.re_search(_ZONE)
-    instants = compare(left.cast("timestamp('UTC')"), right.cast("timestamp('UTC')"))
-    shorter = ibis.least(left.length(), right.length())
-    first, second = left.substr(0, shorter), right.substr(0, shorter)
-    undecided = (first == second) & (left.length() != right.length())
-    return ibis.cases((zoned, instants), (undecided, ibis.null("boolean")), else_=compare(first, second))
+def _to_compare(value: Any) -> Any:
+    """Give the text without offset, its seconds with all digits of a fraction."""
+    local = value.substr(0, value.length() - value.re_extract(_ZONE, 1).length())
+    fraction = ibis.ifelse(local.contains("."), local, local.concat("."))
+    return ibis.ifelse(local.re_search(r":\d\d:\d\d"), fraction.rpad(_LONGEST_TIME, "0"), local)
+
+
+def _instant(value: Any) -> Any:
+    """Give the point in time; a leap second, which no engine knows, is the second before it."""
+    zone = value.re_extract(_ZONE, 1)
+    stamp = value.substr(0, value.length() - zone.length())
+    return _filled(stamp, "0000-01-01T00:00:00").replace(":60", ":59").concat(zone).cast("timestamp('UTC')")
 
 
 def _boundary(value: Any, source: Node, *, high: bool) -> Any:
-    """Give the least or greatest value of the written precision (FHIRPath, lowBoundary and highBoundary)."""
+    """Give the least or greatest value of the written precision, in the greatest; null for what is no date or time.
+
+    Source: FHIRPath, lowBoundary and highBoundary, without argument.
+    """
     kind = kind_of(source)
     if kind == "decimal":
-        places = value.cast("string").re_extract(r"\.(\d+)", 1).length()
-        half = ibis.literal(0.5) / ibis.literal(10.0).pow(places)
-        number = value.cast("float64")
-        return (number + half if high else number - half).round(10)
+        return _decimal_boundary(value, high=high)
     if kind == "time":
-        return _filled(value, "23:59:59.999" if high else "00:00:00.000")
+        return _where(_WHOLE["time"], value, _filled(value, "23:59:59.999" if high else "00:00:00.000"))
     if source.types == ("date",):
-        return _last_day(_filled(value, "0000-12-31" if high else "0000-01-01"), value, high=high)
+        whole = _last_day(_filled(value, "0000-12-31" if high else "0000-01-01"), value, high=high)
+        return _where(rf"^{_DATE}\z", value, whole)
     zone = value.re_extract(_ZONE, 1)
     stamp = value.substr(0, value.length() - zone.length())
     filled = _filled(stamp, "0000-12-31T23:59:59.999" if high else "0000-01-01T00:00:00.000")
-    return _last_day(filled, stamp, high=high).concat(
+    whole = _last_day(filled, stamp, high=high).concat(
         ibis.ifelse(zone == "", "-12:00" if high else "+14:00", zone)  # where the day ends last, or begins first
     )
+    return _where(_WHOLE["date"], value, whole)
+
+
+def _decimal_boundary(value: Any, *, high: bool) -> Any:
+    """Half of the last place less or more than the number, exact until it becomes a float.
+
+    The places are those of the text that the engine reads: it takes a JSON number as a double, so that 1.50 is 1.5.
+    """
+    sign, whole, fraction, exponent = (value.re_extract(_NUMBER, group) for group in (1, 2, 3, 4))
+    places = fraction.length() - exponent.nullif("").cast("int64").fill_null(0)
+    zeros = ibis.literal("0").repeat(ibis.least(ibis.greatest(-places, 0), _MOST_DIGITS))
+    digits = whole.concat(fraction, zeros)
+    tenfold = sign.concat(digits, "0").cast(f"decimal({_MOST_DIGITS}, 0)")
+    moved = (tenfold + 5 if high else tenfold - 5).cast(f"decimal({_MOST_DIGITS}, 0)").cast("string")
+    exact = moved.concat("e-", (ibis.greatest(places, 0) + 1).cast("string")).cast("float64")
+    return ibis.ifelse(digits.length() < _MOST_DIGITS - 1, exact, value.cast("float64"))
+
+
+def _where(pattern: str, value: Any, result: Any) -> Any:
+    return ibis.ifelse(value.re_search(pattern), result, ibis.null("string"))
 
 
 def _filled(value: Any, template: str) -> Any:
@@ -819,9 +902,8 @@ def _last_day(filled: Any, written: Any, *, high: bool) -> Any:
     """Set the true last day of the month where only year and month were written."""
     if not high:
         return filled
-    year, month = filled.substr(0, 4).cast("int64"), filled.substr(5, 2)
-    leap = (year % 4 == 0) & ((year % 100 != 0) | (year % 400 == 0))
-    february = ibis.ifelse(leap, "29", "28")
+    month = filled.substr(5, 2)
+    february = ibis.ifelse(filled.re_search(f"^{_LEAP_YEAR}"), "29", "28")
     day = ibis.cases((month == "02", february), (month.isin(["04", "06", "09", "11"]), "30"), else_="31")
     exact = filled.substr(0, 8).concat(day).concat(filled.substr(10))
     return ibis.ifelse(written.length() == len("2005-03"), exact, filled)
