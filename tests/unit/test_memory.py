@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from crmo_fhir import pipeline
+from crmo_fhir import engine, pipeline
 from crmo_fhir.cli import cli
 from crmo_fhir.engine import open_duckdb
 from crmo_fhir.errors import UsageError
@@ -85,3 +85,21 @@ def test_an_amount_that_is_none_is_one_line(tmp_path: Path, given: str) -> None:
     result = CliRunner().invoke(cli, ["build", str(tmp_path), "--memory", given])
     assert isinstance(result.exception, UsageError)
     assert "--memory" in str(result.exception)
+
+
+def test_a_line_that_needs_more_room_gives_no_row_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine has answered with the first rows by the time it meets the line, and is asked anew."""
+    monkeypatch.setattr(engine, "_ROWS_AT_A_TIME", 1000)
+    ids = [f"p{number:05}" for number in range(40_000)]
+    lines = [json.dumps({"id": one, "more": "x" * 1000}) for one in ids]
+    lines[-1000] = json.dumps({"id": ids[-1000], "more": "x" * (33 << 20)})
+    (tmp_path / "a.ndjson").write_text("\n".join(lines), encoding="utf-8")
+    tries = []
+    read_json = engine._read_json
+    monkeypatch.setattr(engine, "_read_json", lambda *given, **more: tries.append(given) or read_json(*given, **more))
+    with open_duckdb(threads=1) as duckdb:
+        parts = [*duckdb.run("SELECT id FROM ndjson_records", [tmp_path / "a.ndjson"], {"id": "VARCHAR"})]
+        assert [one for part in parts for (one,) in part] == ids
+        assert len(tries) == 2
+        tables = duckdb.tables("SELECT id FROM ndjson_records", [tmp_path / "a.ndjson"], {"id": "VARCHAR"})
+        assert [one for table in tables for one in table["id"].to_pylist()] == ids
