@@ -90,8 +90,8 @@ def test_an_amount_that_is_none_is_one_line(tmp_path: Path, given: str) -> None:
 def test_a_line_that_needs_more_room_gives_no_row_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine has answered with the first rows by the time it meets the line, and is asked anew."""
     monkeypatch.setattr(engine, "_ROWS_AT_A_TIME", 1000)
-    ids = [f"p{number:05}" for number in range(40_000)]
-    lines = [json.dumps({"id": one, "more": "x" * 1000}) for one in ids]
+    ids = [f"p{number:06}" for number in range(400_000)]
+    lines = [json.dumps({"id": one, "more": "x" * 100}) for one in ids]
     lines[-1000] = json.dumps({"id": ids[-1000], "more": "x" * (33 << 20)})
     (tmp_path / "a.ndjson").write_text("\n".join(lines), encoding="utf-8")
     tries = []
