@@ -4,13 +4,11 @@ Rooms are imported where they are used, so that `--help` costs nothing.
 """
 
 import csv
-import importlib
 import io
 import json
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
@@ -167,7 +165,6 @@ def _extract(
     """The same, in a study that is ours alone."""
     from crmo_fhir import landing
 
-    threading.Thread(target=_load_build, daemon=True).start()
     with landing.keep_journal(study, request) as journal:
         is_server = _is_server(source)
         fetched = _fetch(source, study, journal, artifacts, parameters, server, how, voice) if is_server else None
@@ -487,13 +484,6 @@ def build(
     check_engine(engine)
     with landing.hold(study):
         _build(study, Artifacts.load(mappings), voice, accept_partial=accept_partial, engine=engine, memory=memory)
-
-
-def _load_build() -> None:
-    """Import what a build needs, while the source is read: half a second that nobody waits for then."""
-    with suppress(Exception):  # whatever it is, the build meets it too
-        for name in ("pandas", "pyarrow.parquet", "crmo_fhir.cohort", "crmo_fhir.mapping.facts"):
-            importlib.import_module(name)
 
 
 def _build(
