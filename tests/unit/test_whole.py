@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from crmo_fhir.errors import IncompleteError
 from crmo_fhir.source import survey
 from crmo_fhir.source.whole import Gathered, Narrow, gather
 
@@ -83,6 +84,25 @@ def test_in_a_large_source_the_engine_judges_what_is_plain(tmp_path: Path, monke
     assert written == [None, None, [f"p{number}" for number in range(4)]]
     assert judged == [f"p{number}" for number in range(4)]
     assert (found.count, found.broken) == (12, [])
+
+
+@pytest.mark.parametrize("least", [0, 1 << 60])
+@pytest.mark.parametrize("damage", ["checksum", "end"])
+def test_a_damaged_gzip_file_is_loud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str, least: int) -> None:
+    monkeypatch.setattr(survey, "SURVEYED_FROM", least)
+    packed = gzip.compress("\n".join(patients(4)).encode())
+    packed = packed[:-8] + bytes(4) + packed[-4:] if damage == "checksum" else packed[:-9]
+    with pytest.raises(IncompleteError, match="cut off or damaged"):
+        gathered(tmp_path, a__ndjson__gz=packed)
+
+
+def test_a_large_file_whose_lines_begin_with_another_member_is_judged_by_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(survey, "SURVEYED_FROM", 0)
+    lines = "".join(f'{{"id":"p{number}","resourceType":"Patient"}}\n' for number in range(3))
+    found, judged, written = gathered(tmp_path, a__ndjson=lines.encode())
+    assert (found.count, judged, written) == (3, [], [None])
 
 
 @pytest.mark.parametrize("at", [0, 2, 5])

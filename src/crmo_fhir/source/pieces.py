@@ -340,6 +340,13 @@ class guarded:  # noqa: N801
             raise IncompleteError(f"{self._name} cannot be read to its end") from error
 
 
+def read_to_end(path: Path, name: str) -> None:
+    """Read a file for what only its end tells, the checksum of a gzip file. Raises as `take_apart` does."""
+    with guarded(path, name) as stream:
+        while stream.read(_BLOCK):
+            pass
+
+
 def read_lines(path: Path, name: str) -> Iterator[bytes]:
     """Divide a file at line feeds only: U+2028, U+2029 and U+0085 stand inside a line. Raises as `take_apart` does."""
     with guarded(path, name) as stream:

@@ -26,6 +26,7 @@ from crmo_fhir.source.pieces import (
     identify,
     look_over,
     read_piece,
+    read_to_end,
     readable,
     refuse_changed,
     take_apart,
@@ -88,12 +89,15 @@ def _count_sure(source: Source, kind: str, narrow: Narrow, memory: str | None, s
     sure = {}
     with open_duckdb(memory=memory, temp=spill) as engine:
         for file in source.files:
-            if not file.kind or not _is_plain(file):
+            if not _is_plain(file):
                 continue
-            asked = narrow if file.kind == kind else Narrow({}, "true")
-            count = count_sure(engine, file.path, file.kind, asked.columns, asked.fits, packed=file.packed)
+            its = file.kind or kind
+            asked = narrow if its == kind else Narrow({}, "true")
+            count = count_sure(engine, file.path, its, asked.columns, asked.fits, packed=file.packed)
             if count is not None:
-                sure[file.name] = count if file.kind == kind else 0
+                sure[file.name] = count if its == kind else 0
+                if file.packed:
+                    read_to_end(file.path, file.name)  # the engine looks at no checksum
             refuse_changed(file)
     return sure
 
