@@ -351,7 +351,7 @@ class FhirClient:
         self._met = False
         self._asked = set[str]()  # types, operations and parameters of our own asking: only these are ever shown
         self._shut_out = ""
-        self._closed = False
+        self._of_thread = threading.local()
         self._timeout = timeout
         self._lock = threading.Lock()
         self._open = threading.BoundedSemaphore(workers)
@@ -381,9 +381,12 @@ class FhirClient:
         return f"{self._origin[1]}:{self._origin[2]}"
 
     def close(self) -> None:
-        """Send nothing more, from whatever thread, and close the session's connections."""
-        self._closed = True
+        """Close the session's connections."""
         self._session.close()
+
+    def ask_until(self, ended: threading.Event) -> None:
+        """Let this thread ask for nothing more once `ended` is set: a NetworkError, which nobody waits for, ends it."""
+        self._of_thread.ended = ended
 
     # ------------------------------------------------------------------------------------------------------- what is asked
 
@@ -755,7 +758,8 @@ class FhirClient:
         silence = min(self._timeout, max(5.0, self._left))
         started = time.monotonic()
         self._open.acquire()
-        if self._closed:
+        ended = getattr(self._of_thread, "ended", None)
+        if ended is not None and ended.is_set():
             self._open.release()
             raise NetworkError(f"{self.host}: the run is over, nothing more is asked")
         try:

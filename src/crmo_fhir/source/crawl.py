@@ -146,11 +146,12 @@ def crawl(
 @contextmanager
 def _workers(client: FhirClient) -> Iterator[ThreadPoolExecutor]:
     """The threads that ask; where the run ends early nobody waits for what they are asking, and they ask for no more."""
-    pool = ThreadPoolExecutor(client.workers)
+    ended = threading.Event()
+    pool = ThreadPoolExecutor(client.workers, initializer=client.ask_until, initargs=(ended,))
     try:
         yield pool
     except BaseException:
-        client.close()
+        ended.set()
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     pool.shutdown()
