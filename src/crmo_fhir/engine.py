@@ -362,6 +362,7 @@ def _spark_type(columns: Mapping[str, str]) -> str:
 @contextmanager
 def _open_spark(master: str, memory: str | None, temp: Path | None) -> Iterator[Spark]:
     try:
+        from py4j.clientserver import FinalizerWorker
         from py4j.protocol import Py4JJavaError
         from pyspark import SparkConf, SparkContext
         from pyspark.errors import PySparkException, PySparkRuntimeError
@@ -419,6 +420,10 @@ def _open_spark(master: str, memory: str | None, temp: Path | None) -> Iterator[
             gateway.shutdown()
             gateway.proc.stdin.close()
             gateway.proc.wait()
+            # It wakes once a second; a program that ends before makes libraries in C tell of what it left to them.
+            for thread in threading.enumerate():
+                if isinstance(thread, FinalizerWorker):
+                    thread.join(5)
 
 
 def _not_of_py4j(record: logging.LogRecord) -> bool:
