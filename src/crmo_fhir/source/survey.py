@@ -322,11 +322,10 @@ def count_sure(
         *(f"NOT coalesce({one}, false)" for one in _old(kind)),
         f"({fits})",
     ]
-    own = dict.fromkeys(columns_of([kind]), "JSON") | _DECIDING
     found = engine.take_in(
         f"SELECT count(*), count(*) FILTER (WHERE {' AND '.join(sure)}) FROM ndjson_records",  # noqa: S608
         path,
-        {**own, **columns},
+        {**columns_of([kind]), **columns},
         packed=packed,
     )
     return found[0][0] if found and found[0][0] == found[0][1] else None
