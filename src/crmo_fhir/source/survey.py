@@ -14,6 +14,7 @@ The statements are in the words of DuckDB: a source is surveyed on the embedded 
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from crmo_fhir.source.pieces import OLD_MEMBERS, OLD_TYPES, R4_MEMBERS, R5_MEMBE
 
 _SIMPLE_ID = r'"[A-Za-z0-9.\-]{1,64}"'
 _SIMPLE_REFERENCE = r'"Patient/[A-Za-z0-9.\-]{1,64}"'
+_NAME = r'^\["([A-Za-z0-9.\-]+)"'
 _VALUES = r'"value":"((?:[^"\\]|\\.)*)"'
 _REFERENCE = "STRUCT(reference JSON, identifier JSON)"
 _DECIDING = {"meta": "STRUCT(tag JSON)", "subject": _REFERENCE, "patient": _REFERENCE}
@@ -37,6 +39,19 @@ SURVEYED_FROM = 32 * 1024 * 1024
 
 Lines = Mapping[str, Mapping[int, str | None]]
 """Per file the numbers of lines, each with the type under which it was counted, or None where it was not."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Lines of a file that are alike: suspect or not, of one type (`read`: one that is read; suspects of others have none)."""
+
+    file: int
+    suspect: bool
+    read: bool
+    kind: str
+    version: int
+    count: int
+    first: int
 
 
 _OWN_MEMBERS = {
@@ -65,7 +80,8 @@ class Survey:
         self._engine = engine
         self._names = list(names)
         self._numbers = {name: number for number, name in enumerate(names)}
-        self._picked: set[int] = set()
+        self._groups: list[_Group] = []
+        self._hashes: dict[int, int] = {}
         kinds = ", ".join(literal(f'"{kind}"') for kind in READ_TYPES)
         engine.ask(f"CREATE TYPE kind AS ENUM ({kinds})")
         engine.ask(
@@ -136,68 +152,78 @@ class Survey:
 
     def lines_of(self) -> dict[str, int]:
         """How many lines each file has that was read."""
-        rows = self._engine.ask(f"SELECT line >> {_BITS}, count(*) FROM lines GROUP BY ALL ORDER BY ALL")  # noqa: S608
-        return {self._names[file]: count for file, count in rows}
+        rows = self._engine.ask(
+            f"""SELECT line >> {_BITS} AS file, suspect, kind IS NOT NULL AS read,
+                coalesce(kind::VARCHAR, CASE WHEN suspect THEN '' ELSE other END), version, count(*), min(line)
+            FROM lines GROUP BY ALL"""  # noqa: S608
+        )
+        self._groups = [_Group(*row) for row in rows]
+        found: Counter[str] = Counter()
+        for group in self._groups:
+            found[self._names[group.file]] += group.count
+        return dict(found)
 
     def settle(self, names: Iterable[str]) -> None:
         """Go on with these of the files that were read."""
         self._engine.ask("RESET threads")
-        numbers = [self._numbers[name] for name in names]
-        where = f"WHERE line >> {_BITS} IN ({', '.join(map(str, numbers))})" if numbers else "WHERE false"
+        numbers = {self._numbers[name] for name in names}
+        where = f"WHERE line >> {_BITS} IN ({', '.join(map(str, sorted(numbers)))})" if numbers else "WHERE false"
         self._names = [name if self._numbers[name] in numbers else "" for name in self._names]
+        self._groups = [group for group in self._groups if group.file in numbers]
         self._engine.ask(f"CREATE VIEW told AS SELECT *, line >> {_BITS} AS file FROM lines {where}")  # noqa: S608
 
     def pick(self, rows: Iterable[int]) -> Lines:
         """Take rows to be read strictly; gives those that were not taken before."""
-        fresh = sorted(set(rows) - self._picked)
-        self._picked.update(fresh)
+        fresh = set(rows) - self._hashes.keys()
+        if not fresh:
+            return {}
         self._hold("asked", "BIGINT", fresh)
-        kinds = self._engine.ask(
-            "SELECT line, CASE WHEN suspect THEN NULL ELSE coalesce(kind::VARCHAR, other) END FROM told "
+        told = self._engine.ask(
+            "SELECT line, CASE WHEN suspect THEN NULL ELSE coalesce(kind::VARCHAR, other) END, id FROM told "
             "WHERE line IN (SELECT value FROM asked)"
         )
         found: dict[str, dict[int, str | None]] = defaultdict(dict)
-        for line, kind in kinds:
+        for line, kind, own in told:
+            self._hashes[line] = own
             found[self._names[line >> _BITS]][line & _LINE] = None if kind is None else kind.strip('"')
         return found
 
     def confirm(self, ids: Mapping[str, Mapping[int, str]]) -> bool:
         """Whether lines, {file: {number: simple id, or empty}}, are those that were taken for them."""
-        rows = {
-            (self._numbers[name] << _BITS) + one: _json_id(said)
+        said = {
+            (self._numbers[name] << _BITS) + number: _json_id(one)
             for name, found in ids.items()
-            for one, said in found.items()
-            if said
+            for number, one in found.items()
+            if one
         }
-        ((right,),) = self._engine.ask(
-            """SELECT count(*) FROM (SELECT unnest(?::BIGINT[]) AS line, unnest(?::VARCHAR[]) AS said) JOIN told USING (line)
-                WHERE id = hash(said)""",
-            [list(rows), list(rows.values())],
+        ((hashes,),) = self._engine.ask(
+            "SELECT list_transform(?::VARCHAR[], lambda one: hash(one))", [list(said.values())]
         )
-        return bool(right == len(rows))
+        return bool(hashes == [self._hashes.get(line) for line in said])
 
     # ---------------------------------------------------------------------------------------------------- what it tells
 
     def counts(self) -> dict[str, Counter[str]]:
         """How many resources of each type each file holds, of the lines that are not to be read strictly in any case."""
         found: dict[str, Counter[str]] = {name: Counter() for name in self._names if name}
-        rows = self._engine.ask(
-            "SELECT file, coalesce(kind::VARCHAR, other), count(*) FROM told WHERE NOT suspect GROUP BY ALL"
-        )
-        for file, kind, count in rows:
-            found[self._names[file]][kind.strip('"')] += count
+        for group in self._groups:
+            if not group.suspect:
+                found[self._names[group.file]][group.kind.strip('"')] += group.count
         return found
 
     def versions(self) -> set[str]:
         """The FHIR versions that members tell of."""
-        found = {version for (version,) in self._engine.ask("SELECT DISTINCT version FROM told WHERE NOT suspect")}
+        found = {group.version for group in self._groups if not group.suspect}
         return {f"{bit}.0" for bit, values in (("4", {4, 5}), ("5", {1, 5})) if found & values}
 
     def unsure(self) -> list[int]:
         """The rows to be read strictly in any case, and the first of each type in each file."""
-        return self._rows(
-            "SELECT line FROM told WHERE suspect UNION SELECT min(line) FROM told WHERE kind IS NOT NULL GROUP BY file, kind"
-        )
+        firsts: dict[tuple[int, str], int] = {}
+        for group in self._groups:
+            if group.read:
+                key = group.file, group.kind
+                firsts[key] = min(group.first, firsts.get(key, group.first))
+        return self._rows("SELECT line FROM told WHERE suspect") + list(firsts.values())
 
     def conditions(self, counts: Callable[[str], bool]) -> list[int]:
         """The rows of Conditions whose `code` (its JSON text) counts; asked once for each text there is."""
@@ -209,12 +235,11 @@ class Survey:
     def patients(self) -> list[tuple[str, str]]:
         """The (file, id) of every Patient; from here on `persons` can be asked."""
         self._engine.ask(
-            f"""CREATE TABLE patients AS SELECT line, file, id, suspect, more->>0 AS name,
-                list_transform(regexp_extract_all(more->1, {literal(_VALUES)}, 1), lambda one: trim(one)) AS identifiers,
-                coalesce(contains(more->2, 'replace') OR contains(more, '\\'), false)
-                    OR coalesce(list_bool_or(list_transform(regexp_extract_all(more->1, {literal(_VALUES)}, 1),
-                    lambda one: strlen(one) <> length(one))), false) AS unsure
-            FROM told WHERE kind = '"Patient"'"""  # noqa: S608
+            f"""CREATE TABLE patients AS SELECT line, file, id, suspect, regexp_extract(more, {literal(_NAME)}, 1) AS name,
+                list_transform(said, lambda one: trim(one)) AS identifiers,
+                contains(more, 'replace') OR contains(more, '\\')
+                    OR coalesce(list_bool_or(list_transform(said, lambda one: strlen(one) <> length(one))), false) AS unsure
+            FROM (SELECT *, regexp_extract_all(more, {literal(_VALUES)}, 1) AS said FROM told WHERE kind = '"Patient"')"""  # noqa: S608
         )
         rows = self._engine.ask("SELECT file, name FROM patients WHERE NOT suspect")
         return [(self._names[file], name) for file, name in rows]
@@ -277,7 +302,7 @@ class Survey:
                 (SELECT unnest(?::INTEGER[]) AS base, unnest(?::VARCHAR[]) AS text)""",
             [[number[base] for base, _ in more], [_json_id(one) for _, one in more]],
         )
-        self._hold("picked", "BIGINT", self._picked)
+        self._hold("picked", "BIGINT", self._hashes)
         strangers = (
             "told WHERE kind NOT IN ('\"Patient\"', '\"Medication\"') AND line NOT IN (SELECT value FROM picked)"
         )
