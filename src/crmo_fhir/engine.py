@@ -167,16 +167,18 @@ class DuckDB:
             raise UsageError(_TOO_LITTLE) from error
 
     def take_in(
-        self, statement: str, path: Path, columns: Mapping[str, str], *, packed: bool
+        self, statement: str, paths: Sequence[Path], columns: Mapping[str, str], *, packed: bool
     ) -> list[tuple[Any, ...]] | None:
-        """Run a statement over `ndjson_records`, the records of an NDJSON file (`packed`: gzip); from any thread.
+        """Run a statement over `ndjson_records`, the records of NDJSON files (`packed`: gzip); from any thread.
 
-        None where the engine cannot read them all with these columns: then nothing was done.
+        Their `file_index` is the place of their file among the paths. None where the engine cannot read them all with these
+        columns: then nothing was done.
         """
-        records = _read_json([path], columns, _LONGEST_LINES[0], compression="gzip" if packed else "none")
+        records = _read_json(paths, columns, _LONGEST_LINES[0], compression="gzip" if packed else "none")
+        whole = statement.replace(_RECORDS, f"(SELECT *, file_index FROM {records})")  # noqa: S608
         try:
             with self.connection.cursor() as own:
-                return own.execute(statement.replace(_RECORDS, f"({records})")).fetchall()
+                return own.execute(whole).fetchall()
         except _UNREAD:
             return None
         except duckdb.OutOfMemoryException as error:
@@ -206,7 +208,7 @@ class DuckDB:
         """What `parts` gives of a statement; where a line needs more room, those that follow the ones given already."""
         message, given = "", 0
         for size in _LONGEST_LINES:
-            whole = f"WITH {_RECORDS} AS ({_read_json(paths, columns, size)}) SELECT * FROM ({query})"  # noqa: S608
+            whole = f"WITH {_RECORDS} AS (FROM {_read_json(paths, columns, size)}) SELECT * FROM ({query})"  # noqa: S608
             try:
                 for part in islice(parts(whole), given, None):
                     given += 1
@@ -539,11 +541,12 @@ def _data_type(kind: str) -> "dt.DataType":
 
 
 def _read_json(paths: Sequence[Path], columns: Mapping[str, str], longest: int, **options: str) -> str:
+    """The table of the records in NDJSON files. That they are records is said, else DuckDB tries to find out of each file."""
     files = ", ".join(literal(_without_wildcards(str(path))) for path in paths)
     fields = ", ".join(f"{literal(column)}: {literal(kind)}" for column, kind in columns.items())
     more = "".join(f", {name} = {literal(value)}" for name, value in options.items())
     return (
-        f"SELECT * FROM read_json([{files}], format = 'newline_delimited', columns = {{{fields}}}, "  # noqa: S608
+        f"read_json([{files}], format = 'newline_delimited', records = true, columns = {{{fields}}}, "
         f"ignore_errors = false, maximum_object_size = {longest}{more})"
     )
 

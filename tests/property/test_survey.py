@@ -14,6 +14,7 @@ import pytest
 
 from crmo_fhir import pipeline
 from crmo_fhir.artifacts import Artifacts
+from crmo_fhir.engine import open_duckdb
 from crmo_fhir.errors import IncompleteError
 from crmo_fhir.fhir import strict
 from crmo_fhir.model.parameters import Parameters
@@ -457,7 +458,7 @@ def test_a_name_of_a_file_in_another_encoding_is_read_line_by_line(tmp_path: Pat
     (tmp_path / os.fsdecode(b"caf\xe9 [1] {x} * '.ndjson")).write_bytes(b"\n".join(lines_of(PLAIN[20:])))
     (tmp_path / "[a] {b} * ? '.ndjson").write_bytes(b"\n".join(lines_of(PLAIN[50:])))
     pull = runs.surveying(tmp_path)
-    assert runs.surveyed == ["[a] {b} * ? '.ndjson", "all.ndjson"]
+    assert sorted(runs.surveyed) == ["[a] {b} * ? '.ndjson", "all.ndjson"]
     assert pull == runs.line_by_line(tmp_path)
 
 
@@ -467,6 +468,33 @@ def test_a_candidates_broken_line_does_not_slow_the_rest(tmp_path: Path, runs: R
     assert isinstance(pull := runs.surveying(tmp_path), Pull)
     assert [one.place for one in pull.broken] == [f"line {len(lines) + 1}"]
     assert runs.checked < 30
+
+
+def test_of_many_short_files_only_the_broken_one_is_read_line_by_line(tmp_path: Path, runs: Runs) -> None:
+    lines = lines_of(PLAIN)
+    lines[50] += b"}"
+    for number in range(0, len(lines), 3):
+        (tmp_path / f"{number:03}.ndjson").write_bytes(b"\n".join(lines[number : number + 3]) + b"\n")
+    pull = runs.surveying(tmp_path)
+    assert sorted(runs.surveyed) == [f"{number:03}.ndjson" for number in range(0, len(lines), 3) if number != 48]
+    assert isinstance(pull, Pull)
+    assert [(one.file, one.place) for one in pull.broken] == [("048.ndjson", "line 3")]
+    assert pull == runs.line_by_line(tmp_path)
+
+
+def test_the_lines_of_a_long_file_are_rows_in_their_order_whatever_cores_read_it(tmp_path: Path) -> None:
+    line = '{{"resourceType":"Observation","id":"o{}","note":[{{"text":"{}"}}]}}\n'
+    long, short = tmp_path / "long.ndjson", tmp_path / "short.ndjson"
+    long.write_text(
+        "".join(line.format(number, "x" * 900) for number in range(120_000))
+    )  # four times what a core reads
+    short.write_text("".join(line.format(f"s{number}", "") for number in range(3)))
+    with open_duckdb(threads=4) as engine:
+        table = Survey(engine)
+        assert table.read({"short": short, "long": long}, kind="Observation", packed=False) == ["short", "long"]
+        assert table.lines_of() == {"short": 3, "long": 120_000}
+        names = "CASE file WHEN 0 THEN 's' || rowid ELSE (rowid - 3)::VARCHAR END"
+        assert engine.ask(f"SELECT count(*) FROM lines WHERE id = hash('\"o' || {names} || '\"')") == [(120_003,)]
 
 
 def test_every_reference_absolute_is_read_line_by_line(tmp_path: Path, runs: Runs) -> None:

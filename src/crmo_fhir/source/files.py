@@ -57,7 +57,10 @@ from crmo_fhir.source.survey import Lines, Survey, is_large, is_simple, is_simpl
 MOST_KEPT = 256 * 1024 * 1024
 """So many bytes of lines picked by the survey are kept; where there are more, it is of no use."""
 MOST_READERS = 8
-"""So many files are surveyed at a time; each takes some 100 MB."""
+"""So many cores survey the files; each takes some 100 MB."""
+TOGETHER = 64 * 1024 * 1024
+"""Bytes of files that are surveyed together, if they are so small: a statement takes as long to prepare as some MB to read."""
+MOST_TOGETHER = 200
 _BLOCK = 1024 * 1024
 _LINE_FEED = 10
 
@@ -67,7 +70,6 @@ class _Content:
     """What reading a file to its end tells: its SHA-256, its lines, and how many of them ended before each block of it."""
 
     sha256: str = ""
-    surveyed: bool = False
     lines: int = 0
     marks: list[int] = field(default_factory=list)
 
@@ -143,14 +145,13 @@ def select_candidates(
         lines = [file for file in source.files if file.lines]
         survey = None
         if is_large(lines):
-            # One thread for each file, so that its lines come in their order.
-            engine = ends.enter_context(open_duckdb(threads=1, memory=memory, temp=spill))
-            survey = Survey(engine, [file.name for file in lines])
-        contents = _read_through(source, {file.name: file for file in lines}, survey, ends)
+            engine = ends.enter_context(open_duckdb(threads=_cores(), memory=memory, temp=spill))
+            survey = Survey(engine)
+        surveyed, contents = _read_through(source, lines, survey, ends)
         try:
             found = _Found(source, own_base=base)
             if survey is not None:
-                _take_over(found, survey, contents)
+                _take_over(found, survey, surveyed, contents)
             pull = _select(path, found, crmo, text)
         except _UnsurveyedError:
             found = _Found(source, own_base=base)
@@ -186,27 +187,49 @@ def _select(path: Path, found: _Found, crmo: CodeSet, text: CodeSet) -> Pull:
 # ------------------------------------------------------------------------------------------------- what an engine can do
 
 
+def _cores() -> int:
+    return min(os.cpu_count() or 1, MOST_READERS)
+
+
 def _read_through(
-    source: Source, lines: Mapping[str, File], survey: Survey | None, ends: ExitStack
-) -> dict[str, Future[_Content]]:
-    """Begin to read every file to its end, as many at a time as there are cores, beside whatever is done meanwhile."""
+    source: Source, lines: Iterable[File], survey: Survey | None, ends: ExitStack
+) -> tuple[list[Future[list[str]]], dict[str, Future[_Content]]]:
+    """Begin to survey the files of lines, and beside that to read every file to its end."""
     ended = threading.Event()
-    readers = ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_READERS) if survey else 1)
-    ends.callback(readers.shutdown, wait=True, cancel_futures=True)
+    surveyor, readers = ThreadPoolExecutor(1), ThreadPoolExecutor(_cores() if survey else 1)
+    for threads in (surveyor, readers):
+        ends.callback(threads.shutdown, wait=True, cancel_futures=True)
     ends.callback(ended.set)
-    # The longest first: what is left at the end is short, and keeps every core busy.
+    # All cores work on a long file, one on a short one, the others meanwhile on what is read; so the long ones come last there.
     sizes = {file.name: file.size for file in source.seen}
     listed = sorted(source.listed, key=lambda one: sizes[one[1]], reverse=True)
-    return {name: readers.submit(_content, path, name, lines.get(name), survey, ended) for path, name in listed}
+    surveyed, of_lines = [], {}
+    if survey is not None:
+        of_lines = {file.name: file for file in lines}
+        for some in _together(of_lines[name] for _, name in reversed(listed) if name in of_lines):
+            paths = {file.name: file.path for file in some}
+            surveyed.append(surveyor.submit(survey.read, paths, kind=some[0].kind, packed=some[0].packed))
+    contents = {name: readers.submit(_content, path, name, of_lines.get(name), ended) for path, name in listed}
+    return surveyed, contents
 
 
-def _content(path: Path, name: str, file: File | None, survey: Survey | None, ended: threading.Event) -> _Content:
-    """Hash a file, and survey its lines; those of a gzip file are read once more, to the checksum at the end."""
-    packed = file is not None and file.packed
-    surveyed = file is not None and survey is not None and survey.read(name, path, kind=file.kind, packed=file.packed)
-    content, digest = _Content(surveyed=surveyed), hashlib.sha256()
+def _together(files: Iterable[File]) -> Iterator[list[File]]:
+    """Part files into such as are surveyed together: of one type, packed or not, and not too much at a time."""
+    open_ones: dict[tuple[str, bool], list[File]] = defaultdict(list)
+    for file in files:
+        some = open_ones[file.kind, file.packed]
+        if some and (len(some) == MOST_TOGETHER or sum(one.stamp[0] for one in some) + file.stamp[0] > TOGETHER):
+            yield some
+            some = open_ones[file.kind, file.packed] = []
+        some.append(file)
+    yield from open_ones.values()
+
+
+def _content(path: Path, name: str, surveyed: File | None, ended: threading.Event) -> _Content:
+    """Hash a file, and count its lines where it is surveyed; a gzip file is read once more for that, to its checksum."""
+    content, digest = _Content(), hashlib.sha256()
     buffer = memoryview(bytearray(_BLOCK))
-    for unpacked in (False, True) if surveyed and packed else (False,):
+    for unpacked in (False, True) if surveyed and surveyed.packed else (False,):
         content.lines, last = 0, _LINE_FEED
         with guarded(path, name, packed=unpacked) as stream:
             while (size := cast("io.BufferedIOBase", stream).readinto(buffer)) and not ended.is_set():
@@ -228,17 +251,17 @@ def _line_feeds(block: memoryview) -> int:
     return int(np.count_nonzero(np.frombuffer(block, dtype=np.uint8) == _LINE_FEED))
 
 
-def _take_over(found: _Found, survey: Survey, contents: Mapping[str, Future[_Content]]) -> None:
+def _take_over(
+    found: _Found, survey: Survey, surveyed: Iterable[Future[list[str]]], contents: Mapping[str, Future[_Content]]
+) -> None:
     """Take down what a survey counted, and which lines to read in any case.
 
     A file is left to be read line by line where the engine cannot read one of its lines, or where not every line is one
     of its records (blank ones are not).
     """
-    read = {file.name: contents[file.name].result() for file in found.source.files if file.lines}
+    read = {name: contents[name].result() for some in surveyed for name in some.result()}
     lines = survey.lines_of()
-    found.contents = {
-        name: content for name, content in read.items() if content.surveyed and content.lines == lines.get(name, 0)
-    }
+    found.contents = {name: content for name, content in read.items() if content.lines == lines.get(name, 0)}
     if not found.contents:
         return
     survey.settle(found.contents)

@@ -30,10 +30,6 @@ _VALUES = r'"value":"((?:[^"\\]|\\.)*)"'
 _REFERENCE = "STRUCT(reference JSON, identifier JSON)"
 _DECIDING = {"meta": "STRUCT(tag JSON)", "subject": _REFERENCE, "patient": _REFERENCE}
 
-_BITS = 40
-_LINE = (1 << _BITS) - 1
-"""A row is the number of its file, and in the lower bits that of the line in it."""
-
 SURVEYED_FROM = 32 * 1024 * 1024
 """A source with less of NDJSON than this (bytes, those of gzip files eightfold) is read line by line, each line strictly."""
 
@@ -52,6 +48,7 @@ class _Group:
     version: int
     count: int
     first: int
+    last: int
 
 
 _OWN_MEMBERS = {
@@ -73,44 +70,52 @@ def is_large(files: Iterable[File]) -> bool:
 
 
 class Survey:
-    """The lines of NDJSON files in tables of an open engine. Rows are the numbers of lines, apart by file."""
+    """The lines of NDJSON files in a table of an open engine: those of a file are rows one after the other, in their order.
 
-    def __init__(self, engine: DuckDB, names: Sequence[str]) -> None:
-        """Begin with the names of the files, which are read one by one, from several threads if need be."""
+    Rows go by their number in that table. Several cores read a file, and what they read is put in order again where no more
+    is done to each line than to look at it; so the statement that reads has no join, and numbers nothing.
+    """
+
+    def __init__(self, engine: DuckDB) -> None:
+        """Begin with no file."""
         self._engine = engine
-        self._names = list(names)
-        self._numbers = {name: number for number, name in enumerate(names)}
+        self._names: list[str] = []
+        self._numbers: dict[str, int] = {}
         self._groups: list[_Group] = []
+        self._starts: dict[int, int] = {}
         self._hashes: dict[int, int] = {}
         kinds = ", ".join(literal(f'"{kind}"') for kind in READ_TYPES)
         engine.ask(f"CREATE TYPE kind AS ENUM ({kinds})")
         engine.ask(
-            "CREATE TABLE lines (line BIGINT, kind kind, other VARCHAR, id UBIGINT, about UBIGINT, "
+            "CREATE TABLE lines (file INTEGER, kind kind, other VARCHAR, id UBIGINT, about UBIGINT, "
             "odd STRUCT(reference VARCHAR, identifier VARCHAR), more VARCHAR, suspect BOOLEAN, version UTINYINT)"
         )
 
     # ---------------------------------------------------------------------------------------------------- reading
 
-    def read(self, name: str, path: Path, *, kind: str, packed: bool) -> bool:
-        """Read a file (`packed`: gzip); False, and nothing of it, where the engine cannot read one of its lines.
+    def read(self, paths: Mapping[str, Path], *, kind: str, packed: bool) -> list[str]:
+        """Read files by name (`packed`: gzip); gives the names of those of which the engine could read every line.
 
-        `kind` is the type that all of its lines seem to have, if there is one: then less has to be read of each, and all of
-        it only where that turns out to be wrong.
+        `kind` is the type that all of their lines seem to have, if there is one: then less has to be read of each, and all
+        of it only where that turns out to be wrong.
         """
-        try:
-            str(path).encode()
-        except UnicodeEncodeError:
+        names = [name for name, path in paths.items() if _is_text(str(path))]
+        for kinds in ([(kind,)] if kind else []) + [READ_TYPES]:
+            if names and self._read(names, [paths[name] for name in names], kinds, packed=packed):
+                return names
+            if len(names) > 1:  # look for the one that is different
+                half = len(names) // 2
+                halves = ({name: paths[name] for name in some} for some in (names[:half], names[half:]))
+                return [name for some in halves for name in self.read(some, kind=kind, packed=packed)]
+        return []
+
+    def _read(self, names: Sequence[str], paths: Sequence[Path], kinds: Sequence[str], *, packed: bool) -> bool:
+        statement = self._statement(kinds).replace("{first}", str(len(self._names)))
+        if self._engine.take_in(statement, paths, columns_of(kinds), packed=packed) is None:
             return False
-        return any(
-            self._engine.take_in(
-                self._statement(kinds).replace("{file}", str(self._numbers[name] << _BITS)),
-                path,
-                columns_of(kinds),
-                packed=packed,
-            )
-            is not None
-            for kinds in ([(kind,)] if kind else []) + [READ_TYPES]
-        )
+        self._numbers.update((name, number) for number, name in enumerate(names, len(self._names)))
+        self._names += names
+        return True
 
     def _statement(self, kinds: Sequence[str]) -> str:
         r4, r5 = (
@@ -128,16 +133,16 @@ class Survey:
         if len(kinds) == 1:
             another = f"kind <> '\"{kinds[0]}\"'" if kinds[0] in READ_TYPES else "kind IS NOT NULL"
             seen = f"CASE WHEN {another} THEN error('another type') ELSE kind END"
-        apart = ", ".join(literal(f'"{kind}"') for kind in ("Bundle", *OLD_TYPES))
+        apart = " ".join(f"WHEN '\"{kind}\"' THEN true" for kind in ("Bundle", *OLD_TYPES))
         simple = f"regexp_full_match(whose.reference, {literal(_SIMPLE_REFERENCE)})"
         suspect = f"""CASE WHEN kind IS NULL
                 THEN NOT coalesce(regexp_full_match(other, '"[A-Za-z]{{1,64}}"'), false)
-                    OR list_contains([{apart}], other)
+                    OR CASE other {apart} ELSE false END
                 ELSE NOT coalesce(regexp_full_match(id, {literal(_SIMPLE_ID)}), false)
                     OR coalesce(contains(meta.tag, 'SUBSETTED') OR contains(meta.tag, '\\'), false)
                     OR coalesce({_by_kind(old)}, false) END"""
         return f"""INSERT INTO lines
-            SELECT {{file}} + number, {seen}, other,
+            SELECT {{first}} + file_index, {seen}, other,
                 hash(id),
                 CASE WHEN simple THEN hash(whose.reference) END,
                 CASE WHEN whose IS NOT NULL AND NOT simple THEN whose END,
@@ -145,32 +150,37 @@ class Survey:
                 {suspect},
                 CASE WHEN {_by_kind(r4)} THEN 4 ELSE 0 END + CASE WHEN {_by_kind(r5)} THEN 1 ELSE 0 END
             FROM (SELECT *, CASE WHEN kind IS NULL THEN "resourceType" END AS other, coalesce({simple}, false) AS simple FROM
-                (SELECT *, coalesce(subject, patient) AS whose, TRY_CAST(CAST("resourceType" AS VARCHAR) AS kind) AS kind FROM
-                (SELECT row_number() OVER () AS number, * FROM ndjson_records)))"""  # noqa: S608
+                (SELECT *, coalesce(subject, patient) AS whose, TRY_CAST(CAST("resourceType" AS VARCHAR) AS kind) AS kind
+                FROM ndjson_records))"""  # noqa: S608
 
     # ---------------------------------------------------------------------------------------------------- its files
 
     def lines_of(self) -> dict[str, int]:
-        """How many lines each file has that was read."""
+        """How many lines each file has that was read, and stands in the table in one piece; then no more is read."""
+        self._engine.ask("SET threads = 1")  # the others go, and with them what each held to read with
+        self._engine.ask("RESET threads")
         rows = self._engine.ask(
-            f"""SELECT line >> {_BITS} AS file, suspect, kind IS NOT NULL AS read,
-                coalesce(kind::VARCHAR, CASE WHEN suspect THEN '' ELSE other END), version, count(*), min(line)
-            FROM lines GROUP BY ALL"""  # noqa: S608
+            """SELECT file, suspect, kind IS NOT NULL AS read, coalesce(kind::VARCHAR, CASE WHEN suspect THEN '' ELSE other END),
+                version, count(*), min(rowid), max(rowid) FROM lines GROUP BY ALL"""
         )
         self._groups = [_Group(*row) for row in rows]
-        found: Counter[str] = Counter()
+        counts: Counter[int] = Counter()
+        ends: dict[int, int] = {}
         for group in self._groups:
-            found[self._names[group.file]] += group.count
-        return dict(found)
+            counts[group.file] += group.count
+            self._starts[group.file] = min(group.first, self._starts.get(group.file, group.first))
+            ends[group.file] = max(group.last, ends.get(group.file, 0))
+        return {
+            self._names[file]: count for file, count in counts.items() if ends[file] - self._starts[file] + 1 == count
+        }
 
     def settle(self, names: Iterable[str]) -> None:
         """Go on with these of the files that were read."""
-        self._engine.ask("RESET threads")
         numbers = {self._numbers[name] for name in names}
-        where = f"WHERE line >> {_BITS} IN ({', '.join(map(str, sorted(numbers)))})" if numbers else "WHERE false"
-        self._names = [name if self._numbers[name] in numbers else "" for name in self._names]
+        where = f"WHERE file IN ({', '.join(map(str, sorted(numbers)))})" if numbers else "WHERE false"
+        self._names = [name if number in numbers else "" for number, name in enumerate(self._names)]
         self._groups = [group for group in self._groups if group.file in numbers]
-        self._engine.ask(f"CREATE VIEW told AS SELECT *, line >> {_BITS} AS file FROM lines {where}")  # noqa: S608
+        self._engine.ask(f"CREATE VIEW told AS SELECT rowid AS line, * FROM lines {where}")  # noqa: S608
 
     def pick(self, rows: Iterable[int]) -> Lines:
         """Take rows to be read strictly; gives those that were not taken before."""
@@ -179,19 +189,19 @@ class Survey:
             return {}
         self._hold("asked", "BIGINT", fresh)
         told = self._engine.ask(
-            "SELECT line, CASE WHEN suspect THEN NULL ELSE coalesce(kind::VARCHAR, other) END, id FROM told "
+            "SELECT line, file, CASE WHEN suspect THEN NULL ELSE coalesce(kind::VARCHAR, other) END, id FROM told "
             "WHERE line IN (SELECT value FROM asked)"
         )
         found: dict[str, dict[int, str | None]] = defaultdict(dict)
-        for line, kind, own in told:
+        for line, file, kind, own in told:
             self._hashes[line] = own
-            found[self._names[line >> _BITS]][line & _LINE] = None if kind is None else kind.strip('"')
+            found[self._names[file]][line - self._starts[file] + 1] = None if kind is None else kind.strip('"')
         return found
 
     def confirm(self, ids: Mapping[str, Mapping[int, str]]) -> bool:
         """Whether lines, {file: {number: simple id, or empty}}, are those that were taken for them."""
         said = {
-            (self._numbers[name] << _BITS) + number: _json_id(one)
+            self._starts[self._numbers[name]] + number - 1: _json_id(one)
             for name, found in ids.items()
             for number, one in found.items()
             if one
@@ -349,7 +359,7 @@ def count_sure(
     ]
     found = engine.take_in(
         f"SELECT count(*), count(*) FILTER (WHERE {' AND '.join(sure)}) FROM ndjson_records",  # noqa: S608
-        path,
+        [path],
         {**columns_of([kind]), **columns},
         packed=packed,
     )
@@ -364,6 +374,15 @@ def is_simple_id(one: str) -> bool:
 def is_simple(reference: str) -> bool:
     """Whether a reference is one of those that are compared by hash alone."""
     return re.fullmatch(_SIMPLE_REFERENCE.strip('"'), reference) is not None
+
+
+def _is_text(path: str) -> bool:
+    """Whether a path can be named to the engine."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _reference(reference: str | None, identifier: str | None) -> dict[str, Any] | None:
