@@ -296,6 +296,8 @@ def test_a_cut_line_names_the_file_and_no_value(engine: Engine, tmp_path: Path) 
         ("name.", "a name is missing"),
         ("name.first(", "the path ends too early"),
         ("'open", "cannot read the path"),
+        ("9223372036854775808", "is too large"),
+        ("(" * 2000 + "active" + ")" * 2000, "too long or too deep"),
         ("name.first().getResourceKey()", "getResourceKey"),
         ("name.family.lowBoundary()", "a boundary is that of a decimal, date, dateTime, instant or time"),
         ("(1.5 * 2).lowBoundary()", "a boundary is that of a value as it is written"),
@@ -324,6 +326,9 @@ def test_a_wrong_path_is_refused_naming_view_column_and_path(path: str, words: s
         view_of("Patient", {"foreach": "name", **columns(a="id")}),
         view_of("Patient", {"forEach": "multipleBirth.extension.value", **columns(a="id")}),
         view_of("Patient", {"repeat": "link", **columns(a="id")}),
+        view_of("Patient", {"repeat": ["$this"], **columns(a="id")}),
+        view_of("Patient", {"forEach": "where(active)", **columns(a="id")}),
+        view_of("Patient", {"column": [{"name": "a", "path": "id", "collection": "true"}]}),
         view_of("Patient", columns(a="id"), where=[{}]),
         view_of("Patient", columns(a="id"), where={"path": "active"}),
         view_of("Patient", {"select": "id"}),
@@ -360,6 +365,126 @@ def test_extension_of_an_element_and_of_a_primitive(engine: Engine, tmp_path: Pa
         {"outer": "yes", "inner": "2001-02-03T04:05:00Z"},
         {"outer": None, "inner": None},
     ]
+
+
+def test_extension_and_id_beside_a_list_of_primitives(engine: Engine, tmp_path: Path) -> None:
+    view = view_of(
+        "Patient",
+        columns(
+            masked="name.given.extension('http://m').value.ofType(code)",
+            any="name.given.extension.exists()",
+            id="birthDate.id",
+        ),
+    )
+    beside = [None, {"extension": [{"url": "http://m", "valueCode": "masked"}]}]
+    patient = {"resourceType": "Patient", "name": [{"given": ["a", None], "_given": beside}], "_birthDate": {"id": "b"}}
+    assert rows(engine, tmp_path, view, patient, {"resourceType": "Patient"}) == [
+        {"masked": "masked", "any": True, "id": "b"},
+        {"masked": None, "any": False, "id": None},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("gender = {}", None),
+        ("gender != {}", None),
+        ("{} = {}", None),
+        ("gender[1] = 'male'", None),
+        ("gender[1] != 'male'", None),
+        ("active[1] = true", None),
+        ("birthDate[1] != @2000", None),
+        ("active and {}", None),
+        ("{} and active.not()", False),
+        ("{} or active", True),
+        ("{} or {}", None),
+        ("{}.not()", None),
+        ("(active and {}).not()", None),
+        ("name.exists({})", False),
+        ("name.where(family != {}).exists()", False),
+        ("name.where({}).empty()", True),
+    ],
+)
+def test_nothing_in_a_condition_is_neither_true_nor_false(
+    path: str, expected: object, engine: Engine, tmp_path: Path
+) -> None:
+    patient = {
+        "resourceType": "Patient",
+        "gender": "male",
+        "active": True,
+        "birthDate": "2001",
+        "name": [{"family": "f"}],
+    }
+    assert rows(engine, tmp_path, view_of("Patient", columns(it=path)), patient) == [{"it": expected}]
+    assert rows(engine, tmp_path, view_of("Patient", columns(id="id"), where=[{"path": path}]), patient) == (
+        [{"id": None}] if expected else []
+    )
+
+
+def test_a_list_of_many_codes_in_one_path_is_no_deep_query(engine: Engine, tmp_path: Path) -> None:
+    codes = " or ".join(f"$this = '{code}'" for code in range(400))
+    view = view_of("Patient", columns(given=f"name.given.where({codes}).first()"))
+    assert rows(engine, tmp_path, view, {"resourceType": "Patient", "name": [{"given": ["x", "399"]}]}) == [
+        {"given": "399"}
+    ]
+
+
+def test_an_iteration_over_the_resource_is_one_row(engine: Engine, tmp_path: Path) -> None:
+    view = view_of(
+        "Patient",
+        {
+            "forEach": "$this",
+            **columns(key="getResourceKey()", at="%rowIndex"),
+            "select": [
+                {
+                    "forEach": "name",
+                    **columns(family="family"),
+                    "select": [{"forEach": "%resource", **columns(id="id")}],
+                }
+            ],
+        },
+    )
+    patient = {"resourceType": "Patient", "id": "1", "name": [{"family": "a"}, {"family": "b"}]}
+    assert rows(engine, tmp_path, view, patient) == [
+        {"key": "Patient/1", "at": 0, "family": family, "id": "1"} for family in "ab"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"valueInteger64": "9007199254740993"}, 9007199254740993),
+        ({"valueInteger": -1}, -1),
+        ({"valueDecimal": 2}, 2),
+        ({"valueBoolean": False}, False),
+        ({"valueTime": "10:00:00"}, "10:00:00"),
+    ],
+)
+def test_a_constant_is_the_value_of_its_type(value: dict, expected: object, engine: Engine, tmp_path: Path) -> None:
+    view = view_of("Patient", columns(it="%c"), constant=[{"name": "c", **value}])
+    assert rows(engine, tmp_path, view, {"resourceType": "Patient"}) == [{"it": expected}]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"valueInteger": "5"},
+        {"valueInteger": True},
+        {"valueInteger": 1.5},
+        {"valueInteger": 2**63},
+        {"valueInteger64": "five"},
+        {"valueBoolean": "true"},
+        {"valueBoolean": 1},
+        {"valueDecimal": "1.5"},
+        {"valueDecimal": float("nan")},
+        {"valueDate": 2005},
+        {"valueString": None},
+        {"valueCoding": {"code": "x"}},
+    ],
+)
+def test_a_constant_that_is_not_of_its_type_is_refused(value: dict) -> None:
+    with pytest.raises(UsageError, match="the constant c must hold a plain value of the type"):
+        compile_view(view_of("Patient", columns(a="%c"), constant=[{"name": "c", **value}]))
 
 
 @pytest.mark.parametrize(

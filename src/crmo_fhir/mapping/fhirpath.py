@@ -119,6 +119,14 @@ def _tokens(text: str) -> list[tuple[str, str]]:
     return found
 
 
+def _balanced(operator: str, operands: list[Syntax]) -> Syntax:
+    """One tree of a chain of `and` or `or`, whose order means nothing: a list of a thousand codes is ten levels deep."""
+    if len(operands) == 1:
+        return operands[0]
+    middle = len(operands) // 2
+    return OperatorSyntax(operator, _balanced(operator, operands[:middle]), _balanced(operator, operands[middle:]))
+
+
 @dataclass(slots=True)
 class _Parser:
     """Precedence climbing over the tokens of one path."""
@@ -154,8 +162,14 @@ class _Parser:
             level = _PRECEDENCE.get(text, 0) if kind in ("name", "symbol") else 0
             if level < lowest:
                 return left
-            self.take()
-            left = OperatorSyntax(text, left, self.expression(level + 1))
+            if text in ("and", "or"):
+                operands = [left]
+                while self.peek() == (kind, text) and self.take():
+                    operands.append(self.expression(level + 1))
+                left = _balanced(text, operands)
+            else:
+                self.take()
+                left = OperatorSyntax(text, left, self.expression(level + 1))
 
     def operand(self) -> Syntax:
         kind, text = self.peek()
@@ -182,8 +196,12 @@ class _Parser:
             return LiteralSyntax(text == "true", "boolean")
         if kind == "string":
             return LiteralSyntax(_unescape(text[1:-1]), "string")
+        if kind == "number" and "." in text:
+            return LiteralSyntax(Decimal(text), "decimal")
         if kind == "number":
-            return LiteralSyntax(Decimal(text), "decimal") if "." in text else LiteralSyntax(int(text), "integer")
+            if len(text) > len(str(LARGEST_INTEGER)) or int(text) > LARGEST_INTEGER:
+                raise PathError(f"the integer {text[:20]}… is too large; write it as a decimal")
+            return LiteralSyntax(int(text), "integer")
         if kind == "date":
             return _date_literal(text[1:])
         if kind == "variable":
@@ -407,7 +425,8 @@ Node = (
     | Descend
 )
 
-_INTEGERS = frozenset(["integer", "positiveInt", "unsignedInt", "integer64"])
+INTEGERS = frozenset(["integer", "positiveInt", "unsignedInt", "integer64"])
+LARGEST_INTEGER = 2**63 - 1
 _DATES = frozenset(["date", "dateTime", "instant"])
 
 
@@ -417,7 +436,7 @@ def kind_of(node: Node) -> str:
         "boolean"
         if name == "boolean"
         else "integer"
-        if name in _INTEGERS
+        if name in INTEGERS
         else "date"
         if name in _DATES
         else name
@@ -506,6 +525,8 @@ def descend_routes(paths: Iterable[Syntax], scope: Scope) -> tuple[Node, ...]:
     PathError for a path that no type has.
     """
     paths = tuple(paths)
+    if any(isinstance(path, VariableSyntax) for path in paths):
+        raise PathError("repeat needs paths that lead down from where they stand")
     sources = _there(paths, scope)
     if not sources:
         return (Literal(None, ("nothing",)),)
@@ -537,8 +558,8 @@ def _member(routes: tuple[Node, ...], name: str) -> tuple[Node, ...]:
         return (Literal(None, ("nothing",)),)
     found: list[Node] = []
     for route in routes:
-        if extended := _extension_of_primitive(route, name):
-            found.append(extended)
+        if beside := _beside_primitive(route, name):
+            found.append(beside)
             continue
         fields: dict[str, set[tuple[str, bool]]] = {}
         for owner in route.types:
@@ -566,12 +587,16 @@ def _fields(owner: str, name: str) -> Iterable[tuple[str, str, bool]]:
             yield name + fhir_type[0].upper() + fhir_type[1:], fhir_type, listed
 
 
-def _extension_of_primitive(route: Node, name: str) -> Node | None:
-    """`birthDate.extension` stands in the sibling `_birthDate`."""
-    if name == "extension" and isinstance(route, Field) and route.listed is False and is_primitive(route.types[0]):
-        sibling = Field(route.source, f"_{route.name}", ("Element",), listed=False, many=route.many)
-        return Field(sibling, "extension", ("Extension",), listed=True, many=True)
-    return None
+def _beside_primitive(route: Node, name: str) -> Node | None:
+    """`birthDate.extension` and `birthDate.id` stand in the sibling `_birthDate`, a list where that of the values is one."""
+    if name not in ("extension", "id") or not isinstance(route, Field) or not is_primitive(route.types[0]):
+        return None
+    if route.listed is None:
+        return None
+    sibling = Field(route.source, f"_{route.name}", ("Element",), route.listed, route.many)
+    if name == "id":
+        return Field(sibling, "id", ("string",), listed=False, many=route.many)
+    return Field(sibling, "extension", ("Extension",), listed=True, many=True)
 
 
 def _pick(routes: tuple[Node, ...], index: int) -> tuple[Node, ...]:

@@ -20,6 +20,8 @@ import pandas as pd
 from crmo_fhir.engine import Engine
 from crmo_fhir.errors import UsageError
 from crmo_fhir.mapping.fhirpath import (
+    INTEGERS,
+    LARGEST_INTEGER,
     Boundary,
     Descend,
     Exists,
@@ -163,8 +165,13 @@ class CompiledView:
         return {name: kind if name in others else "number" for name, kind in self.kinds.items()}
 
     def query(self, engine: Engine, base: str | None) -> str:
-        """The query for records whose own service base is `base`."""
-        return engine.compile(self.bind(engine.table(self.schema), base))
+        """The query for records whose own service base is `base`. Raises UsageError for a view that is too deep for one."""
+        try:
+            return engine.compile(self.bind(engine.table(self.schema), base))
+        except RecursionError:
+            raise UsageError(
+                f"view {self.name}: its paths or selects are too long or too deep for one query; split it"
+            ) from None
 
 
 # --- reading the definition ----------------------------------------------------------------------------------------
@@ -209,6 +216,8 @@ class _Reader:
             return work()
         except PathError as error:
             raise UsageError(f"{self.where}, {place}: {error}") from None
+        except RecursionError:
+            raise UsageError(f"{self.where}, {place}: the path is too long or too deep; split it") from None
 
     def routes(self, path: object, scope: Scope) -> tuple[Node, ...]:
         if not isinstance(path, str):
@@ -223,11 +232,9 @@ class _Reader:
             if not isinstance(name, str) or not _NAME.fullmatch(name) or len(values) != 1:
                 raise UsageError(f"{self.where}: a constant needs a name and exactly one value[x]")
             fhir_type = values[0][5:6].lower() + values[0][6:]
-            value = constant[values[0]]
-            if fhir_type == "decimal" and isinstance(value, (int, float)) and not isinstance(value, bool):
-                value = Decimal(str(value))
-            if not isinstance(value, (str, bool, int, Decimal)):
-                raise UsageError(f"{self.where}: the constant {name} must hold a plain value")
+            value = _of_type(constant[values[0]], fhir_type)
+            if value is None:
+                raise UsageError(f"{self.where}: the constant {name} must hold a plain value of the type {fhir_type}")
             found[name] = LiteralSyntax(value, fhir_type)
         return found
 
@@ -249,8 +256,11 @@ class _Reader:
         if iterators:
             path = body[iterators[0]]
             each = self.checked(lambda: self.iterated(iterators[0], path, scope), f"{iterators[0]} {path}")
-            number = scope.number(object())
-            scope = replace(scope, focus=(Focus(number, each[0].types, each[0]),), level=number)
+            if each == (scope.resource,):  # one row, which stands on the resource as if there were no iteration
+                each, scope = (), replace(scope, focus=each, level=None)
+            else:
+                number = scope.number(object())
+                scope = replace(scope, focus=(Focus(number, each[0].types, each[0]),), level=number)
         union = tuple(self.read_select(part, scope) for part in _listed(body, "unionAll", self.where))
         self._check_union(union)
         return Select(
@@ -278,6 +288,8 @@ class _Reader:
         name = body.get("name") if isinstance(body, dict) else None
         if not isinstance(body, dict) or not isinstance(name, str) or not _NAME.fullmatch(name):
             raise UsageError(f"{self.where}: a column needs a name of letters, digits and _")
+        if not isinstance(body.get("collection", False), bool):
+            raise UsageError(f"{self.where}, column {name}: `collection` is true or false")
         value = self.checked(
             lambda: single_route(self.routes(body.get("path"), scope)), f"column {name}, path {body.get('path')}"
         )
@@ -289,9 +301,25 @@ class _Reader:
         return Column(name, value, body.get("collection") is True)
 
 
+def _of_type(value: object, fhir_type: str) -> str | bool | int | Decimal | None:
+    """Give the value of a constant; None where it is not what JSON holds for the type."""
+    if isinstance(value, bool) or fhir_type == "boolean":
+        return value if isinstance(value, bool) and fhir_type == "boolean" else None
+    if fhir_type == "decimal":
+        number = Decimal(str(value)) if isinstance(value, (int, float)) else None
+        return number if number is not None and number.is_finite() else None
+    if fhir_type in INTEGERS:
+        if fhir_type == "integer64" and isinstance(value, str) and re.fullmatch(r"-?\d{1,19}", value):
+            value = int(value)  # as R5 writes it
+        return value if isinstance(value, int) and abs(value) <= LARGEST_INTEGER else None
+    return value if isinstance(value, str) else None
+
+
 def _iterable(routes: tuple[Node, ...]) -> tuple[Node, ...]:
     """One node to iterate over."""
-    if any(isinstance(route, Literal) for route in routes):
+    if any(
+        isinstance(route, Literal) or (isinstance(route, (Filter, Pick)) and _is_resource(route)) for route in routes
+    ):
         raise PathError("forEach needs elements of the record")
     if len(routes) > 1:
         if all(is_primitive(name) for route in routes for name in route.types):
@@ -418,7 +446,7 @@ class _Builder:
 
     def table_of_rows(self) -> ibis.Table:
         self.kinds = self.view.kinds
-        tests = [self.one(clause, "a where clause") for clause in self.view.where]
+        tests = [self.truth(clause, "a where clause") for clause in self.view.where]
         table = self.table = self.table.filter([self.table.resourceType == self.view.resource, *tests])
         self.known.clear()
         rows = self.rows(self.view.select)
@@ -548,6 +576,10 @@ class _Builder:
         value = array[0]
         return ibis.ifelse(array.length() > 1, _cast(stop, value.type()), value)
 
+    def truth(self, node: Node, what: str) -> Any:
+        """Build true, false or null: `{}`, which is of no type, is null there."""
+        return _cast(self.one(node, what), "boolean")
+
     def value(self, node: Node) -> Any:
         """Build the expression of a node: a value, or an array that may be null and hold nulls where the node is many.
 
@@ -580,7 +612,7 @@ class _Builder:
                 found = [self.exists(source) for source in sources]
                 return _any(found)
             case Not(operand):
-                return ~self.one(operand, "not()")
+                return ~self.truth(operand, "not()")
             case Operation():
                 return self.operation(node)
             case Join(source, separator):
@@ -648,12 +680,12 @@ class _Builder:
 
             def keep(item: ibis.Value) -> ibis.Value:
                 self.items[scope] = item
-                return _is_there(item) & self.one(test, "where()")
+                return _is_there(item) & self.truth(test, "where()")
 
             return self.keep(self.value(source), keep)
         item = self.value(source)
         self.items[scope] = item
-        condition = self.one(test, "where()")
+        condition = self.truth(test, "where()")
         if isinstance(item, ibis.Table):
             return _Guarded(item, condition)
         return ibis.ifelse(condition, item, ibis.null(item.type()))
@@ -692,11 +724,11 @@ class _Builder:
             equal = self.equal(node.left, node.right)
             return equal if operator == "=" else ~equal
         what = f"'{operator}' in the view {self.view.name}"
-        left, right = self.one(node.left, what), self.one(node.right, what)
         if operator == "and":
-            return left & right
+            return self.truth(node.left, what) & self.truth(node.right, what)
         if operator == "or":
-            return left | right
+            return self.truth(node.left, what) | self.truth(node.right, what)
+        left, right = self.one(node.left, what), self.one(node.right, what)
         if operator == "&":
             return left.cast("string").fill_null("").concat(right.cast("string").fill_null(""))
         if node.types == ("string",):
@@ -739,7 +771,7 @@ class _Builder:
     def equal(self, left: Node, right: Node) -> Any:
         target = _comparison_type(left, right)
         if not left.many and not right.many:
-            return _cast(self.value(left), target) == _cast(self.value(right), target)
+            return _equal(_cast(self.value(left), target), _cast(self.value(right), target))
         arrays = []
         for node in (left, right):
             array = self.items_of(node)
@@ -763,8 +795,14 @@ class _Guarded:
         return ibis.ifelse(self.condition, value, ibis.null(value.type()))
 
 
+def _equal(left: Any, right: Any) -> Any:
+    """Compare two values; null where one is surely nothing, which Ibis would take for a question whether both are."""
+    nothing = any(isinstance(each.op(), ops.Literal) and each.op().value is None for each in (left, right))
+    return ibis.null("boolean") if nothing else left == right
+
+
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
-    "=": lambda a, b: a == b,
+    "=": _equal,
     "<": lambda a, b: a < b,
     "<=": lambda a, b: a <= b,
     ">": lambda a, b: a > b,
@@ -800,6 +838,15 @@ def _any(found: list[Any]) -> Any:
     for each in found[1:]:
         result = result | each
     return result
+
+
+def _is_resource(node: Node) -> bool:
+    match node:
+        case Filter(source=source) | Pick(source=source):
+            return _is_resource(source)
+        case Focus(origin=origin):
+            return origin is None
+    return False
 
 
 def _stands_on_resource(node: Node) -> bool:
