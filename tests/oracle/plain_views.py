@@ -315,7 +315,10 @@ def values(path: str, place: Place) -> list[Item]:
 def rows_of(select: dict, place: Place) -> list[dict]:
     """The rows of one select at one place: its iteration; then columns x selects x unionAll."""
     found = []
-    for here in iterated(select, place):
+    places = iterated(select, place)
+    if not places and "forEachOrNull" in select:
+        return [blank(select)]
+    for here in places:
         parts = [[{column["name"]: cell(column, here) for column in select.get("column", [])}]]
         parts += [rows_of(part, here) for part in select.get("select", [])]
         if "unionAll" in select:
@@ -325,13 +328,23 @@ def rows_of(select: dict, place: Place) -> list[dict]:
     return found
 
 
+def blank(select: dict) -> dict:
+    """The row of a forEachOrNull that found nothing."""
+    row = {}
+    for column in select.get("column", []):
+        row[column["name"]] = 0 if column["path"] == "%rowIndex" else [] if column.get("collection") else None
+    for part in [*select.get("select", []), *select.get("unionAll", [])[:1]]:
+        row |= blank(part)
+    return row
+
+
 def iterated(select: dict, place: Place) -> list[Place]:
     if "repeat" in select:
         items = descend(select["repeat"], place)
     elif "forEach" in select:
         items = there(values(select["forEach"], place))
     elif "forEachOrNull" in select:
-        items = there(values(select["forEachOrNull"], place)) or [Item(None)]
+        items = there(values(select["forEachOrNull"], place))
     else:
         return [place]
     return [replace(place, item=item, row=row) for row, item in enumerate(items)]

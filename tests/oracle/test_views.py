@@ -28,7 +28,9 @@ def rows_of(select: dict, item: dict) -> list[dict]:
     if "forEach" in select:
         items = evaluate(select["forEach"], item)
     elif "forEachOrNull" in select:
-        items = evaluate(select["forEachOrNull"], item) or [{}]
+        items = evaluate(select["forEachOrNull"], item)
+        if not items:
+            return [plain_views.blank(select)]
     found = []
     for each in items:
         parts = [[{column["name"]: cell(column, each) for column in select.get("column", [])}]]

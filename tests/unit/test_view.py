@@ -450,6 +450,44 @@ def test_an_iteration_over_the_resource_is_one_row(engine: Engine, tmp_path: Pat
     ]
 
 
+def test_for_each_or_null_over_nothing_is_one_row_of_nothing(engine: Engine, tmp_path: Path) -> None:
+    view = view_of(
+        "Patient",
+        columns(id="id"),
+        {
+            "forEachOrNull": "contact",
+            **columns(named="name.exists()", kind="'contact'", half="0.5", at="%rowIndex", whose="%resource.id"),
+            "select": [
+                {
+                    "forEach": "telecom",
+                    "column": [
+                        {"name": "value", "path": "value"},
+                        {"name": "place", "path": "%rowIndex"},
+                        {"name": "systems", "path": "system", "collection": True},
+                    ],
+                },
+                {"unionAll": [columns(is_one="gender"), columns(is_one="name.family")]},
+            ],
+        },
+    )
+    contact = {"gender": "male", "telecom": [{"value": "1", "system": "phone"}]}
+    found = rows(
+        engine,
+        tmp_path,
+        view,
+        {"resourceType": "Patient", "id": "none"},
+        {"resourceType": "Patient", "id": "silent", "contact": [{"gender": "male"}]},
+        {"resourceType": "Patient", "id": "one", "contact": [contact]},
+    )
+    nothing = dict.fromkeys(["named", "kind", "half", "at", "whose", "value", "place", "systems", "is_one"])
+    there = {"named": False, "kind": "contact", "half": 0.5, "at": 0, "whose": "one", "value": "1", "place": 0}
+    assert found == [
+        {"id": "none", **nothing, "at": 0, "place": 0, "systems": []},
+        {"id": "one", **there, "systems": ["phone"], "is_one": "male"},
+        {"id": "one", **there, "systems": ["phone"], "is_one": None},
+    ]
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [

@@ -493,9 +493,6 @@ class _Builder:
         array = self.items_of(source)
         if not source.many:
             array = self.keep(ibis.array([array]), _is_there)
-        if select.or_null:
-            nothing = ibis.array([ibis.null(array.type().value_type)])
-            array = ibis.ifelse(array.length() > 0, array, nothing)
 
         def rows_of_item(item: ibis.Value, place: ibis.Value) -> ibis.Value:
             self.items[select.number] = item
@@ -504,7 +501,24 @@ class _Builder:
 
         inner_is_array = bool(select.union) or any(_is_array(part) for part in select.selects)
         rows = self.map(array, rows_of_item, index=_uses_index(select, select.number))
-        return _Rows({}, (rows.flatten() if inner_is_array else rows,))
+        if inner_is_array:
+            rows = rows.flatten()
+        if select.or_null:
+            rows = ibis.ifelse(array.length() > 0, rows, ibis.array([self.nothing(select, rows.type().value_type)]))
+        return _Rows({}, (rows,))
+
+    def nothing(self, select: Select, row: dt.Struct) -> ibis.Value:
+        """Build the row of a forEachOrNull over nothing: null in every column, those of inner selects too, and `%rowIndex` 0.
+
+        Source: SQL on FHIR v2, processing algorithm, step 3 of Process.
+        """
+        counts = {self.place(column) for column in select.all_columns() if isinstance(column.value, RowIndex)}
+        return ibis.struct(
+            {
+                name: ibis.literal(0).cast(kind) if name in counts else ibis.null(kind)
+                for name, kind in row.fields.items()
+            }
+        )
 
     def body(self, select: Select) -> _Rows:
         single = {self.place(column): self.column(column) for column in select.columns}
