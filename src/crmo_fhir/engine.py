@@ -390,6 +390,7 @@ def _open_spark(master: str, memory: str | None, temp: Path | None) -> Iterator[
             "spark.sql.caseSensitive": "true",
             "spark.sql.catalogImplementation": "in-memory",
             "spark.sql.session.timeZone": "UTC",
+            "spark.sql.variable.substitute": "false",  # ${x} in a text is that text
             "spark.sql.warehouse.dir": "warehouse",
             "spark.ui.enabled": "false",
             "spark.ui.showConsoleProgress": "false",
@@ -499,6 +500,8 @@ def _spark_compiler() -> Any:
         def visit_Cast(self, op: Any, *, arg: Any, to: Any) -> Any:  # noqa: N802
             if to.is_json():
                 return self.f.anon.parse_json(arg) if op.arg.dtype.is_string() else self.cast(arg, to)
+            if op.arg.dtype.is_string() and to.is_integer():
+                return self.cast(self.f.regexp_replace(arg, sge.convert("[.]0+$"), sge.convert("")), to)
             if op.arg.dtype.is_json() and to.is_string():
                 number = self.cast(self.cast(arg, dt.float64), dt.string)
                 return self.if_(self.of_kind(arg, "DECIMAL"), number, self.cast(arg, to))

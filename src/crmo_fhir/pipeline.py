@@ -6,6 +6,7 @@ Rooms are imported where they are used, so that `--help` costs nothing.
 import csv
 import io
 import json
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack
@@ -620,11 +621,16 @@ def _definition(named: str, artifacts: "Artifacts") -> Mapping[str, Any]:
         return views[named]
     if not Path(named).is_file():
         raise UsageError(f"{named}: no view of that name and no such file; views are {', '.join(views)}")
+    from crmo_fhir.fhir import strict
+
     try:
-        definition = json.loads(Path(named).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{named}: is not valid JSON; correct it") from error
-    if not isinstance(definition, dict) or definition.get("resourceType", "ViewDefinition") != "ViewDefinition":
+        definition = strict.parse(Path(named).read_bytes().removeprefix(BOM_UTF8))
+    except ValueError as error:
+        raise UsageError(f"{named}: {error}; correct it") from error
+    if not isinstance(definition, dict):
+        raise UsageError(f"{named}: is no ViewDefinition; give one")
+    # SQL on FHIR 2.0 names the type by the URL of its logical model, later versions by the plain word
+    if str(definition.get("resourceType", "ViewDefinition")).rpartition("/StructureDefinition/")[2] != "ViewDefinition":
         raise UsageError(f"{named}: is no ViewDefinition; give one")
     return definition
 

@@ -197,6 +197,31 @@ def test_a_type_that_is_not_there_gives_the_header(crmo, trial, tmp_path):
     assert "holds no Patient that can be read" in ran.err
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "https://sql-on-fhir.org/ig/StructureDefinition/ViewDefinition",
+        "http://hl7.org/fhir/uv/sql-on-fhir/StructureDefinition/ViewDefinition",
+    ],
+)
+def test_a_view_may_name_its_type_by_url_and_begin_with_a_byte_order_mark(kind, crmo, trial, tmp_path):
+    trial.write_text(json.dumps({**VIEW, "resourceType": kind}), encoding="utf-8-sig")
+    (tmp_path / "p.ndjson").write_text(lines(patient("a")))
+    assert crmo("view", trial, tmp_path / "p.ndjson", "-o", tmp_path / "out.csv").code == 0
+    assert [row["key"] for row in table(tmp_path / "out.csv")] == ["Patient/a"]
+
+
+def test_a_view_may_be_of_any_type_of_resource(crmo, tmp_path):
+    view = {"resource": "Practitioner", "select": [{"column": [{"name": "family", "path": "name.family"}]}]}
+    (tmp_path / "view").write_text(json.dumps(view))
+    practitioner = {"resourceType": "Practitioner", "id": "1", "name": [{"family": "f"}]}
+    (tmp_path / "p.ndjson").write_text(lines(practitioner, patient("a"), {**practitioner, "id": "2", "name": {}}))
+    ran = crmo("view", tmp_path / "view", tmp_path / "p.ndjson", "-o", tmp_path / "out.csv", "--accept-partial")
+    assert (ran.code, ran.out) == (0, f"1 rows of 1 records, 1 left out in {tmp_path / 'out.csv'}\n")
+    assert "p.ndjson, line 3: Practitioner.name has not the shape FHIR gives it" in ran.err
+    assert [row["family"] for row in table(tmp_path / "out.csv")] == ["f"]
+
+
 def changed(**column: object) -> dict:
     return {**VIEW, "select": [{"column": [{"name": "a", "path": "id"}, {"name": "b", **column}]}]}
 
@@ -211,7 +236,12 @@ def changed(**column: object) -> dict:
         (changed(path="name.family", collection=False), "column b, path name.family: may give several values"),
         ({**VIEW, "resourceType": "Patient"}, "is no ViewDefinition"),
         ([], "is no ViewDefinition"),
-        ("{", "is not valid JSON"),
+        ({**VIEW, "resourceType": "https://hospital.example/ViewDefinition"}, "is no ViewDefinition"),
+        ([VIEW], "is no ViewDefinition"),
+        ({"resourceType": "Bundle", "entry": [{"resource": VIEW}]}, "is no ViewDefinition"),
+        ("{", "the JSON ends too early"),
+        ("resourceType: ViewDefinition", "it is not valid JSON"),
+        (json.dumps(VIEW)[:-1] + ', "select": []}', "an object names a member twice"),
     ],
 )
 def test_a_wrong_view_is_one_line_before_any_data_is_read(view, words, crmo, tmp_path):

@@ -7,20 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from crmo_fhir.model.records import READ_TYPES
-
-OFFICIAL_CASES = (
-    "ClaimResponse",
-    "DetectedIssue",
-    "Device",
-    "Measure",
-    "Organization",
-    "Questionnaire",
-    "QuestionnaireResponse",
-    "Task",
-)
-"""Resource types that only the official SQL-on-FHIR cases read."""
-
+ABSTRACT = frozenset(["Resource", "DomainResource", "CanonicalResource", "MetadataResource"])
 OF_RESOURCE = frozenset(
     ["id", "meta", "implicitRules", "language", "text", "contained", "extension", "modifierExtension"]
 )
@@ -47,20 +34,37 @@ def _type_of(annotation: object) -> tuple[str, bool]:
     return name.removesuffix("Type"), False
 
 
+def resource_types() -> set[str]:
+    """Every type of resource of either version."""
+    from fhir.resources import fhirtypes as r5
+    from fhir.resources.R4B import fhirtypes as r4b
+
+    found = set()
+    for version in (r4b, r5):
+        resource = version.ResourceType.get_model_klass()
+        for name, kind in vars(version).items():
+            if hasattr(kind, "get_model_klass") and issubclass(kind.get_model_klass(), resource):
+                found.add(name.removesuffix("Type"))
+    return found - ABSTRACT
+
+
 def generate() -> str:
-    """The element table of R4B and R5 together: {type: {element: "Type Type*"}}, `*` where the element is a list."""
+    """The element tables of R4B and R5 together, of resources and of other types: {type: {element: "Type Type*"}}.
+
+    `*` where the element is a list.
+    """
     from fhir.resources import get_fhir_model_class as r5
     from fhir.resources.R4B import get_fhir_model_class as r4b
 
     table: dict[str, dict[str, set[str]]] = {"DomainResource": {}, "Element": {}}
-    waiting = [*READ_TYPES, *OFFICIAL_CASES]
-    resource_types = set(waiting)
+    resources = resource_types()
+    waiting = sorted(resources)
     while waiting:
         name = waiting.pop()
         if name in table or name == "Resource":
             continue
         table[name] = {}
-        inherited, parent = (OF_RESOURCE, "DomainResource") if name in resource_types else (OF_ELEMENT, "Element")
+        inherited, parent = (OF_RESOURCE, "DomainResource") if name in resources else (OF_ELEMENT, "Element")
         for version in (r4b, r5):
             try:
                 model = version(name)
@@ -76,17 +80,22 @@ def generate() -> str:
                 table[owner].setdefault(key, set()).add(fhir_type + "*" * many)
                 if fhir_type[0].isupper():
                     waiting.append(fhir_type)
-        if name in resource_types:
+        if name in resources:
             table[name]["resourceType"] = {"code"}
-    lines = (
+    parts = {"resources": sorted(resources), "types": sorted(set(table) - resources)}
+    written = (f"{json.dumps(part)}: {{\n{_lines(table, names)}\n}}" for part, names in parts.items())
+    return "{\n" + ",\n".join(written) + "\n}\n"
+
+
+def _lines(table: dict[str, dict[str, set[str]]], names: list[str]) -> str:
+    return ",\n".join(
         f"{json.dumps(name)}: {{"
         + ", ".join(
-            f"{json.dumps(key)}: {json.dumps(' '.join(sorted(kinds)))}" for key, kinds in sorted(fields.items())
+            f"{json.dumps(key)}: {json.dumps(' '.join(sorted(kinds)))}" for key, kinds in sorted(table[name].items())
         )
         + "}"
-        for name, fields in sorted(table.items())
+        for name in names
     )
-    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def test_the_table_is_what_the_models_say() -> None:

@@ -114,6 +114,39 @@ def test_an_element_single_in_r4_and_a_list_in_r5_is_read_either_way(engine: Eng
     assert [(row["r4"], row["r5"]) for row in found] == [(["IMP"], []), ([], ["AMB"]), ([], []), ([], []), ([], [])]
 
 
+def test_an_element_that_is_plain_in_one_version_and_an_element_in_the_other(engine: Engine, tmp_path: Path) -> None:
+    found = rows(
+        engine,
+        tmp_path,
+        view_of(
+            "AllergyIntolerance",
+            columns(
+                r4="type",
+                r5="type.coding.code.first()",
+                there="type.exists()",
+                same="type = 'allergy'",
+                code="type.ofType(code)",
+            ),
+        ),
+        {"resourceType": "AllergyIntolerance", "type": "allergy"},
+        {"resourceType": "AllergyIntolerance", "type": {"coding": [{"code": "a"}]}},
+        {"resourceType": "AllergyIntolerance"},
+    )
+    assert [tuple(row.values()) for row in found] == [
+        ("allergy", None, True, True, "allergy"),
+        (None, "a", True, None, None),
+        (None, None, False, None, None),
+    ]
+    appointments = [{"resourceType": "Appointment", "priority": each} for each in (3, "4", {"text": "soon"}, None)]
+    view = view_of("Appointment", columns(priority="priority", high="priority > 3"))
+    assert [tuple(row.values()) for row in rows(engine, tmp_path, view, *appointments)] == [
+        (3, False),
+        (4, True),
+        (None, None),
+        (None, None),
+    ]
+
+
 def test_null_in_json_is_nothing(engine: Engine, tmp_path: Path) -> None:
     view = view_of(
         "Encounter",
@@ -286,6 +319,10 @@ def test_a_cut_line_names_the_file_and_no_value(engine: Engine, tmp_path: Path) 
     [
         ("nme.family", "there is no element nme in Patient"),
         ("name.value", "there is no element value in HumanName"),
+        (
+            "deceasedDateTime",
+            "there is no element deceasedDateTime in Patient (FHIR R4 to R5); it is deceased.ofType(dateTime)",
+        ),
         ("name", "gives HumanName, not a plain value"),
         ("deceased.ofType(Quantity)", "never of type Quantity"),
         ("active > 1", "compares boolean with integer"),
@@ -493,6 +530,7 @@ def test_for_each_or_null_over_nothing_is_one_row_of_nothing(engine: Engine, tmp
     [
         ({"valueInteger64": "9007199254740993"}, 9007199254740993),
         ({"valueInteger": -1}, -1),
+        ({"valueInteger": "5"}, 5),
         ({"valueDecimal": 2}, 2),
         ({"valueBoolean": False}, False),
         ({"valueTime": "10:00:00"}, "10:00:00"),
@@ -506,14 +544,14 @@ def test_a_constant_is_the_value_of_its_type(value: dict, expected: object, engi
 @pytest.mark.parametrize(
     "value",
     [
-        {"valueInteger": "5"},
+        {"valueInteger": "five"},
         {"valueInteger": True},
         {"valueInteger": 1.5},
         {"valueInteger": 2**63},
         {"valueInteger64": "five"},
         {"valueBoolean": "true"},
         {"valueBoolean": 1},
-        {"valueDecimal": "1.5"},
+        {"valueDecimal": "1,5"},
         {"valueDecimal": float("nan")},
         {"valueDate": 2005},
         {"valueString": None},
@@ -633,6 +671,21 @@ def test_an_unknown_engine_is_refused() -> None:
         pass
 
 
+def test_a_text_of_a_path_is_that_text_on_every_engine(engine: Engine, tmp_path: Path) -> None:
+    text = "${env:HOME} $1 {x} %s ? :x -- /* ' \\ \" \n"
+    written = text.replace("\\", "\\\\").replace("'", "\\'")
+    assert rows(engine, tmp_path, view_of("Patient", columns(it=f"'{written}'")), {"resourceType": "Patient"}) == [
+        {"it": text}
+    ]
+
+
+@pytest.mark.parametrize("number", ["3", "3.0", '"3"'])
+def test_an_integer_is_one_however_it_is_written(number: str, engine: Engine, tmp_path: Path) -> None:
+    view = view_of("Patient", columns(it="multipleBirth.ofType(integer)"))
+    patient = f'{{"resourceType": "Patient", "multipleBirthInteger": {number}}}'
+    assert rows(engine, tmp_path, view, patient) == [{"it": 3}]
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [(r"'it\'s\n\u00e6'", "it's\næ"), ("1.50", Decimal("1.50")), ("7", 7), ("true", True), ("@2005-03", "2005-03")],
@@ -680,19 +733,33 @@ def test_a_path_outside_the_subset_is_no_path() -> None:
         ({"resourceType": "Observation", "valueQuantity": {"value": "<4"}}, "Observation.valueQuantity.value"),
         ({"resourceType": "Observation", "valueQuantity": {"value": "4.5"}}, None),
         ({"resourceType": "Observation", "valueInteger": 4}, None),
+        ({"resourceType": "Observation", "valueInteger": "4"}, None),
+        ({"resourceType": "Observation", "valueInteger": 4.0}, None),
+        ({"resourceType": "Observation", "valueInteger": 4.5}, "Observation.valueInteger"),
+        ({"resourceType": "Observation", "valueInteger": 10**20}, "Observation.valueInteger"),
+        ({"resourceType": "Patient", "_birthDate": {"id": "x", "extension": [{"url": "u"}]}}, None),
+        ({"resourceType": "Patient", "_birthDate": [None]}, "Patient._birthDate"),
+        ({"resourceType": "Patient", "_birthDate": {"extension": {}}}, "Patient._birthDate.extension"),
+        ({"resourceType": "Patient", "name": [{"_given": [None, {"extension": []}]}]}, None),
+        ({"resourceType": "Patient", "name": [{"_given": {"extension": []}}]}, "Patient.name[0]._given"),
+        ({"resourceType": "Observation", "_valueString": []}, "Observation._valueString"),
         ({"resourceType": "Encounter", "class": {"code": "IMP"}}, None),
         ({"resourceType": "Encounter", "class": [{"text": "x"}]}, None),
         ({"resourceType": "Encounter", "class": [{"text": {}}]}, "Encounter.class[0].text"),
         ({"resourceType": "ImagingStudy", "series": [{"modality": {"coding": [{"code": "MR"}]}}]}, None),
         ({"resourceType": "ImagingStudy", "series": [{"modality": "MR"}]}, "ImagingStudy.series[0].modality"),
         ({"resourceType": "MedicationStatement", "medication": {"concept": {"text": "x"}}}, None),
-        ({"resourceType": "Condition", "contained": [{"resourceType": "Basic", "code": 1}]}, None),
+        ({"resourceType": "Condition", "contained": [{"resourceType": "Own", "code": 1}]}, None),
+        (
+            {"resourceType": "Condition", "contained": [{"resourceType": "Practitioner", "name": {}}]},
+            "Condition.contained[0].name",
+        ),
         (
             {"resourceType": "Condition", "contained": [{"resourceType": "Patient", "name": 1}]},
             "Condition.contained[0].name",
         ),
         ({"resourceType": "Condition", "contained": {"resourceType": "Patient"}}, "Condition.contained"),
-        ({"resourceType": "Basic", "code": 1}, None),
+        ({"resourceType": "Own", "code": 1}, None),
     ],
 )
 def test_find_misfit(resource: dict, misfit: str | None) -> None:

@@ -9,10 +9,10 @@ Source of the subset and its meaning: SQL on FHIR v2 (ViewDefinition), FHIRPath 
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
-from crmo_fhir.mapping.schema import RESOURCE_TYPES, elements_of, is_element, is_primitive
+from crmo_fhir.mapping.schema import INTEGERS, RESOURCE_TYPES, elements_of, is_element, is_primitive
 
 
 class PathError(ValueError):
@@ -280,13 +280,17 @@ class Focus:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """The JSON field `name` of `source`, of one of `types`; `listed` says how it stands in JSON (None: either way)."""
+    """The JSON field `name` of `source`, of one of `types`; `listed` says how it stands in JSON (None: either way).
+
+    `shapeless`: what stands there has no one shape, whichever of its types is meant.
+    """
 
     source: "Node"
     name: str
     types: tuple[str, ...]
     listed: bool | None
     many: bool
+    shapeless: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -425,7 +429,6 @@ Node = (
     | Descend
 )
 
-INTEGERS = frozenset(["integer", "positiveInt", "unsignedInt", "integer64"])
 LARGEST_INTEGER = 2**63 - 1
 _DATES = frozenset(["date", "dateTime", "instant"])
 
@@ -464,7 +467,7 @@ class Scope:
 def resource_scope(resource_type: str) -> Scope:
     """Start at a whole resource. Raises PathError where the element table does not hold the type."""
     if resource_type not in RESOURCE_TYPES:
-        raise PathError(f"the resource type {resource_type} is not among those a view can read")
+        raise PathError(f"there is no resource type {resource_type} (FHIR R4 to R5)")
     root = Focus(0, (resource_type,))
     return Scope((root,), root)
 
@@ -499,7 +502,11 @@ def type_path(syntax: Syntax, scope: Scope) -> tuple[Node, ...]:
 
 
 def single_route(routes: tuple[Node, ...]) -> Node:
-    """One node for the routes of a value. Raises PathError where they hold more than plain values."""
+    """One node for the routes of a value. Raises PathError where they hold more than plain values.
+
+    Of an element that is a plain value in one FHIR version and none in the other, it is the plain value that is meant.
+    """
+    routes = tuple(_plain(node) for node in routes)
     complex_types = sorted({name for node in routes for name in node.types if not is_primitive(name)})
     if complex_types:
         hint = "say which with ofType()" if len(routes) > 1 else "name one of its elements"
@@ -508,6 +515,11 @@ def single_route(routes: tuple[Node, ...]) -> Node:
         return routes[0]
     types = tuple(sorted({name for node in routes for name in node.types}))
     return Several(routes, types, any(node.many for node in routes))
+
+
+def _plain(node: Node) -> Node:
+    plain = tuple(name for name in node.types if is_primitive(name))
+    return replace(node, types=plain) if isinstance(node, Field) and plain else node
 
 
 def boolean_route(routes: tuple[Node, ...], what: str) -> Node:
@@ -569,10 +581,12 @@ def _member(routes: tuple[Node, ...], name: str) -> tuple[Node, ...]:
             shapes = {listed for _, listed in kinds}
             one_shape = shapes.pop() if len(shapes) == 1 else None
             types = tuple(sorted({fhir_type for fhir_type, _ in kinds}))
-            found.append(Field(route, field_name, types, one_shape, many=route.many or one_shape is not False))
+            shapeless = one_shape is None or "Resource" in types or len(set(map(is_primitive, types))) > 1
+            found.append(Field(route, field_name, types, one_shape, route.many or one_shape is not False, shapeless))
     if not found:
         owners = sorted({owner for route in routes for owner in route.types})
-        raise PathError(f"there is no element {name} in {' or '.join(owners) or 'nothing'} (FHIR R4 to R5)")
+        hint = next((f"; it is {path}" for owner in owners for path in _choices(owner, name)), "")
+        raise PathError(f"there is no element {name} in {' or '.join(owners) or 'nothing'} (FHIR R4 to R5){hint}")
     return tuple(found)
 
 
@@ -585,6 +599,14 @@ def _fields(owner: str, name: str) -> Iterable[tuple[str, str, bool]]:
             yield name, fhir_type, listed
         for fhir_type, listed in known.get(f"{name}[x]", ()):
             yield name + fhir_type[0].upper() + fhir_type[1:], fhir_type, listed
+
+
+def _choices(owner: str, spelled: str) -> Iterable[str]:
+    """The path to what stands in JSON under a name such as `valueQuantity`."""
+    for name, kinds in elements_of(owner).items():
+        for fhir_type, _ in kinds:
+            if name.endswith("[x]") and spelled == name[:-3] + fhir_type[0].upper() + fhir_type[1:]:
+                yield f"{name[:-3]}.ofType({fhir_type})"
 
 
 def _beside_primitive(route: Node, name: str) -> Node | None:
@@ -652,7 +674,7 @@ def _of_type(routes: tuple[Node, ...], wanted: str, scope: Scope) -> tuple[Node,
     found: list[Node] = []
     for route in routes:
         if wanted in route.types and isinstance(route, Field):
-            found.append(Field(route.source, route.name, (wanted,), route.listed, route.many))
+            found.append(replace(route, types=(wanted,)))
         elif wanted in route.types:
             found.append(route)
         elif "Resource" in route.types and wanted in RESOURCE_TYPES:

@@ -1,8 +1,8 @@
 """The types of FHIR elements (`elements.json`), the narrow read schema of a view, and the check a fast read needs.
 
-`elements.json` holds R4B and R5 together (R4 has the same elements for the types we read): per type, per element, the
-types it may have, `*` after a type where it is a list; `value[x]` is a choice. It is generated and compared with the
-fhir.resources models by the tests.
+`elements.json` holds R4B and R5 together, all types of resources (R4 has the same elements for the types a study reads):
+per type, per element, the types it may have, `*` after a type where it is a list; `value[x]` is a choice. It is generated
+and compared with the fhir.resources models by the tests.
 """
 
 import functools
@@ -14,20 +14,19 @@ from importlib import resources
 from itertools import repeat
 from typing import Any
 
-_NUMBERS = frozenset(["integer", "positiveInt", "unsignedInt", "integer64", "decimal"])
-_NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d+)?")
+INTEGERS = frozenset(["integer", "positiveInt", "unsignedInt", "integer64"])
+_NUMBERS = INTEGERS | {"decimal"}
+NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_WHOLE = re.compile(r"-?[0-9]{1,18}(\.0+)?")
+"""An integer as every engine takes it."""
 
 
 @functools.cache
-def _table() -> dict[str, dict[str, tuple[tuple[str, bool], ...]]]:
+def _tables() -> dict[str, dict[str, dict[str, str]]]:
+    """Those of the resources, and those of the other types."""
     text = (resources.files("crmo_fhir.mapping") / "elements.json").read_text(encoding="utf-8")
-    return {
-        owner: {
-            name: tuple((kind.removesuffix("*"), kind.endswith("*")) for kind in kinds.split())
-            for name, kinds in elements.items()
-        }
-        for owner, elements in json.loads(text).items()
-    }
+    tables: dict[str, dict[str, dict[str, str]]] = json.loads(text)
+    return tables
 
 
 def beginning_of(types: Iterable[str]) -> str:
@@ -44,34 +43,41 @@ def is_primitive(fhir_type: str) -> bool:
 @functools.cache
 def is_element(name: str) -> bool:
     """Whether any type has an element of this name."""
-    return any(name in elements or f"{name}[x]" in elements for elements in _table().values())
+    return any(name in one or f"{name}[x]" in one for table in _tables().values() for one in table.values())
 
 
 @functools.cache
 def elements_of(fhir_type: str) -> Mapping[str, tuple[tuple[str, bool], ...]]:
     """List the elements of a type: {name: ((type, whether it is a list), …)}; empty for a type the table does not hold."""
-    table = _table()
-    own = table.get(fhir_type, {})
     if is_primitive(fhir_type):
         return {}
-    return {**table["DomainResource" if "resourceType" in own else "Element"], **own}
+    known, types = _tables()["resources"], _tables()["types"]
+    if fhir_type in known:
+        elements = {**types["DomainResource"], **known[fhir_type]}
+    else:
+        elements = {**types["Element"], **types.get(fhir_type, {})}
+    return {
+        name: tuple((kind.removesuffix("*"), kind.endswith("*")) for kind in kinds.split())
+        for name, kinds in elements.items()
+    }
 
 
-RESOURCE_TYPES: tuple[str, ...] = tuple(name for name, elements in _table().items() if "resourceType" in elements)
-"""The resource types a view can read."""
+RESOURCE_TYPES: tuple[str, ...] = tuple(_tables()["resources"])
+"""The resource types of FHIR: those a view can read."""
 
 
 @dataclass(slots=True)
 class Shape:
     """How one JSON field is read: a struct of `fields`, or a leaf ("VARCHAR", "BOOLEAN", "JSON"), alone or in a list.
 
-    `begins`: the signs that the JSON of a leaf may begin with.
+    `begins`: the signs that the JSON of a leaf may begin with; `whole`: it is an integer.
     """
 
     leaf: str = "VARCHAR"
     listed: bool = False
     fields: "dict[str, Shape]" = field(default_factory=dict)
     begins: str = '"'
+    whole: bool = False
 
     def column_type(self, *, as_told: bool = False) -> str:
         """Give the type in DuckDB's words; `as_told`: of each leaf the JSON that stands there."""
@@ -99,6 +105,8 @@ class Shape:
             holds = f"coalesce({one} IN ('true', 'false'), true)"
         elif self.begins == '"':  # most are, and this way is the faster one
             holds = f"""coalesce(starts_with({one}, '"'), true)"""
+        elif self.whole:
+            holds = f"coalesce(regexp_full_match({one}, '{_WHOLE.pattern}'), true)"
         else:
             holds = f"coalesce(contains('{self.begins}', left({one}, 1)), true)"
         return (
@@ -109,9 +117,10 @@ class Shape:
 def find_misfit(resource: Mapping[str, Any], resource_type: str) -> str | None:
     """Find the first element whose JSON shape does not fit the element table: its path, None when all fit.
 
-    Only elements the table knows are looked at: an object where a list or a plain value is declared, a list where one
-    item is, a plain value where an object is, text for true or false, text for a number unless it reads as one.
-    A field the table declares both ways (R4 one item, R5 a list) may stand either way.
+    Only elements the table knows are looked at, and what stands beside plain ones (`_birthDate`): an object where a list
+    or a plain value is declared, a list where one item is, a plain value where an object is, text for true or false, text
+    for a number unless it reads as one, a number that is no integer for one. A field the table declares both ways (R4 one
+    item, R5 a list) may stand either way.
     """
     # The path of a misfit is only made where there is one: most resources fit.
     return None if _fits(resource, resource_type) else _misfit(resource, resource_type, resource_type)
@@ -139,7 +148,7 @@ def _fits_type(value: object, fhir_type: str) -> bool:
             _misfit_of_item(value, fhir_type, "") is None if fhir_type == "Resource" else _fits(value, fhir_type)
         )
     if isinstance(value, str):
-        return fhir_type != "boolean" and (fhir_type not in _NUMBERS or _NUMBER.fullmatch(value) is not None)
+        return fhir_type != "boolean" and _reads_as(value, fhir_type)
     return _misfit_of_item(value, fhir_type, "") is None
 
 
@@ -190,7 +199,14 @@ def _misfit_of_item(value: object, fhir_type: str, place: str) -> str | None:
         return _misfit(value, fhir_type, place) if isinstance(value, dict) else place
     if isinstance(value, (dict, list)) or isinstance(value, bool) != (fhir_type == "boolean"):
         return place
-    return place if fhir_type in _NUMBERS and not _NUMBER.fullmatch(str(value)) else None
+    return None if _reads_as(str(value), fhir_type) else place
+
+
+def _reads_as(text: str, fhir_type: str) -> bool:
+    """Whether the text is one of the type, as far as that is a number."""
+    if fhir_type not in _NUMBERS:
+        return True
+    return (_WHOLE if fhir_type in INTEGERS else NUMBER).fullmatch(text) is not None
 
 
 @functools.cache
@@ -204,4 +220,7 @@ def _json_fields(owner: str) -> Mapping[str, tuple[tuple[str, bool], ...]]:
         for fhir_type, listed in kinds:
             spelled = name[:-3] + fhir_type[0].upper() + fhir_type[1:]
             found[spelled] = (*found.get(spelled, ()), (fhir_type, listed))
+    for name, kinds in list(found.items()):
+        if beside := tuple(("Element", listed) for fhir_type, listed in kinds if is_primitive(fhir_type)):
+            found[f"_{name}"] = beside
     return found

@@ -20,7 +20,6 @@ import pandas as pd
 from crmo_fhir.engine import Engine
 from crmo_fhir.errors import UsageError
 from crmo_fhir.mapping.fhirpath import (
-    INTEGERS,
     LARGEST_INTEGER,
     Boundary,
     Descend,
@@ -50,7 +49,7 @@ from crmo_fhir.mapping.fhirpath import (
     type_path,
 )
 from crmo_fhir.mapping.query import run_by_base
-from crmo_fhir.mapping.schema import Shape, beginning_of, is_primitive
+from crmo_fhir.mapping.schema import INTEGERS, NUMBER, Shape, beginning_of, is_primitive
 
 _DEEPEST = 10
 """Levels a `repeat` goes down; a record that is deeper stops the run."""
@@ -305,13 +304,11 @@ def _of_type(value: object, fhir_type: str) -> str | bool | int | Decimal | None
     """Give the value of a constant; None where it is not what JSON holds for the type."""
     if isinstance(value, bool) or fhir_type == "boolean":
         return value if isinstance(value, bool) and fhir_type == "boolean" else None
-    if fhir_type == "decimal":
-        number = Decimal(str(value)) if isinstance(value, (int, float)) else None
-        return number if number is not None and number.is_finite() else None
-    if fhir_type in INTEGERS:
-        if fhir_type == "integer64" and isinstance(value, str) and re.fullmatch(r"-?\d{1,19}", value):
-            value = int(value)  # as R5 writes it
-        return value if isinstance(value, int) and abs(value) <= LARGEST_INTEGER else None
+    if fhir_type == "decimal" or fhir_type in INTEGERS:  # also as text, which R5 has for integer64
+        number = Decimal(str(value)) if NUMBER.fullmatch(str(value)) else None
+        if number is None or fhir_type == "decimal":
+            return number
+        return int(number) if number == number.to_integral_value() and abs(number) <= LARGEST_INTEGER else None
     return value if isinstance(value, str) else None
 
 
@@ -400,15 +397,15 @@ def _shape_of(node: Node, root: Shape) -> Shape:
             for source in sources:
                 _shape_of(source, root).leaf = "JSON"  # a depth only the data know: no struct can hold it
             return Shape(leaf="JSON")
-        case Field(source, name, types, listed):
+        case Field(source, name, types, listed, _, shapeless):
             owner = _shape_of(source, root)
             shape = owner.fields.setdefault(name, Shape())
             shape.listed = shape.listed or listed is not False
-            if listed is None or "Resource" in types:
+            if shapeless:
                 shape.leaf = "JSON"
             elif types == ("boolean",):
                 shape.leaf = "BOOLEAN"
-            shape.begins = beginning_of(types)
+            shape.begins, shape.whole = beginning_of(types), INTEGERS.issuperset(types)
             return shape
     raise PathError("this part of a record cannot be iterated over")
 
@@ -1012,7 +1009,10 @@ def _plain_json(value: Any, node: Field) -> Any:
     kind = kind_of(node)
     if kind == "boolean":
         return value.bool
-    return value.cast("string").nullif("null") if kind in ("integer", "decimal") else value.str
+    if kind not in ("integer", "decimal"):
+        return value.str
+    text = value.cast("string")
+    return ibis.coalesce(value.str, _where(r"^-?[0-9]", text, text))  # a number may stand as text
 
 
 def run_view(engine: Engine, compiled: CompiledView, files: Sequence[tuple[Path, str | None]]) -> pd.DataFrame:
