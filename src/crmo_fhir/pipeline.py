@@ -589,6 +589,8 @@ def view(
             held.enter_context(landing.hold(path))
             raw = landing.open_raw(path, accept_partial=accept_partial)
             files = [(file.path, file.base) for file in raw.files if file.type == compiled.resource]
+            if not files:
+                voice.warn(f"{path} holds no {compiled.resource}: the table is empty")
             folder = landing.spill_folder(path)
         else:
             folder = Path(held.enter_context(TemporaryDirectory(prefix=".view-", dir=out.parent)))

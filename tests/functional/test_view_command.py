@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from support import DEMONSTRATION
 
+from crmo_fhir.source import survey
+
 VIEW = {
     "resourceType": "ViewDefinition",
     "name": "trial",
@@ -174,6 +176,14 @@ def test_a_shipped_view_over_a_study_and_over_its_source(crmo, demo_study, tmp_p
     assert not (demo_study / ".spill").exists()
 
 
+def test_a_type_that_a_study_does_not_hold_is_told_of(crmo, demo_study, tmp_path):
+    view = {"resource": "Practitioner", "select": [{"column": [{"name": "id", "path": "id"}]}]}
+    (tmp_path / "view").write_text(json.dumps(view))
+    ran = crmo("view", tmp_path / "view", demo_study, "-o", tmp_path / "out.csv")
+    assert (ran.code, (tmp_path / "out.csv").read_text()) == (0, "id\n")
+    assert ran.err == f"crmo-fhir: warning: {demo_study} holds no Practitioner: the table is empty\n"
+
+
 def test_what_cannot_be_read_ends_the_run_or_is_left_out_and_told_of(crmo, trial, tmp_path):
     source, out = tmp_path / "p.ndjson", tmp_path / "out.csv"
     text = lines(patient("a"), patient("b", birthDate=["Secret"]), {"resourceType": "Group", "id": 1}, patient("c"))
@@ -187,6 +197,35 @@ def test_what_cannot_be_read_ends_the_run_or_is_left_out_and_told_of(crmo, trial
     assert (ran.code, ran.out) == (0, f"2 rows of 2 records, 2 left out in {out}\n")
     assert ran.err == f"crmo-fhir: warning: 2 records were left out: {told}\n"
     assert [row["key"] for row in table(out)] == ["Patient/a", "Patient/c"]
+
+
+@pytest.mark.parametrize("least", [0, 1 << 60], ids=["large", "small"])
+def test_a_record_that_has_not_its_shape_is_named_however_large_the_source(least, crmo, tmp_path, monkeypatch):
+    monkeypatch.setattr(survey, "SURVEYED_FROM", least)
+    columns = {
+        "id": "id",
+        "twin": "multipleBirth.ofType(integer)",
+        "why": "birthDate.extension('w').value.ofType(code)",
+    }
+    view = {"resource": "Patient", "select": [{"column": [{"name": n, "path": p} for n, p in columns.items()]}]}
+    (tmp_path / "view").write_text(json.dumps(view))
+    beside = {"extension": [{"url": "w", "valueCode": "masked"}]}
+    good = [patient("a", multipleBirthInteger=2, _birthDate=beside), patient("b", multipleBirthInteger="3"),
+            patient("c", multipleBirthInteger=4.0), patient("d", _birthDate={"id": "x"})]  # fmt: skip
+    wrong = {
+        "multipleBirthInteger": [patient("v", multipleBirthInteger=each) for each in (3.5, 10**20, True, {})],
+        "_birthDate": [patient("w", _birthDate=each) for each in ([None], "masked")],
+        "_birthDate.extension[0].valueCode": [patient("x", _birthDate={"extension": [{"url": "w", "valueCode": {}}]})],
+    }
+    source, out = tmp_path / "source", tmp_path / "out.csv"
+    source.mkdir()
+    for place, records in wrong.items():
+        for record in records:
+            (source / "p.ndjson").write_text(lines(*good, record))
+            ran = crmo("view", tmp_path / "view", source, "-o", out, "--accept-partial")
+            assert (ran.code, ran.out) == (0, f"4 rows of 4 records, 1 left out in {out}\n")
+            assert f"p.ndjson, line 5: Patient.{place} has not the shape FHIR gives it" in ran.err
+            assert out.read_text() == "id,twin,why\na,2,masked\nb,3,\nc,4,\nd,,\n"
 
 
 def test_a_type_that_is_not_there_gives_the_header(crmo, trial, tmp_path):

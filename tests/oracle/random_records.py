@@ -61,6 +61,8 @@ INSIDE = ("id", "resourceType", "code", "coding", "system", "text", "value", "re
 """Names that are drawn where what is read has no shape of its own (contained resources, elements of two shapes)."""
 UNSPOILED = ("resourceType", "id", "verificationStatus", "clinicalStatus")
 """The last two are of FHIR DSTU2 where they are texts, and a source of that ends the run."""
+UNREAD = {"extension": [{"url": "http://absent", "valueCode": "unknown"}]}
+"""What stands beside an element where no view reads what does, so that a fault in it is none to the engine."""
 
 Json = dict[str, Any]
 
@@ -91,7 +93,7 @@ def draw_element(rng: random.Random, owner: str, names: dict[str, Any], depth: i
         kind, listed = rng.choice(fields[name])
         drawn[name] = draw_value(rng, kind, listed, inner, depth)
         if is_primitive(kind) and not listed and rng.random() < 0.1 and f"_{name}" not in names:
-            drawn[f"_{name}"] = {"extension": [{"url": "http://absent", "valueCode": "unknown"}]}
+            drawn[f"_{name}"] = UNREAD
             if rng.random() < 0.5:
                 del drawn[name]
     return drawn
@@ -166,7 +168,7 @@ def spoiled(rng: random.Random, record: Json) -> Json | None:
     known = _json_fields(record["resourceType"])
     for name in rng.sample(sorted(record), len(record)):
         kinds = known.get(name)
-        if kinds is None or name in UNSPOILED or record[name] is None:
+        if kinds is None or name in UNSPOILED or record[name] in (None, UNREAD):
             continue
         listed = kinds[0][1]
         if len({many for _, many in kinds}) == 1 and rng.random() < 0.5:
