@@ -148,7 +148,7 @@ def _fits_type(value: object, fhir_type: str) -> bool:
             _misfit_of_item(value, fhir_type, "") is None if fhir_type == "Resource" else _fits(value, fhir_type)
         )
     if isinstance(value, str):
-        return fhir_type != "boolean" and _reads_as(value, fhir_type)
+        return fhir_type != "boolean" and (fhir_type not in _NUMBERS or _reads_as(value, fhir_type))
     return _misfit_of_item(value, fhir_type, "") is None
 
 
@@ -199,14 +199,11 @@ def _misfit_of_item(value: object, fhir_type: str, place: str) -> str | None:
         return _misfit(value, fhir_type, place) if isinstance(value, dict) else place
     if isinstance(value, (dict, list)) or isinstance(value, bool) != (fhir_type == "boolean"):
         return place
-    return None if _reads_as(str(value), fhir_type) else place
+    return place if fhir_type in _NUMBERS and not _reads_as(str(value), fhir_type) else None
 
 
-def _reads_as(text: str, fhir_type: str) -> bool:
-    """Whether the text is one of the type, as far as that is a number."""
-    if fhir_type not in _NUMBERS:
-        return True
-    return (_WHOLE if fhir_type in INTEGERS else NUMBER).fullmatch(text) is not None
+def _reads_as(text: str, number_type: str) -> bool:
+    return (_WHOLE if number_type in INTEGERS else NUMBER).fullmatch(text) is not None
 
 
 @functools.cache
