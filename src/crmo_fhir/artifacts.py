@@ -200,6 +200,8 @@ def _read(folder: Path, blame: Callable[[str], CrmoFhirError]) -> dict[str, Reso
             raise blame(f"mappings file {place} is no JSON: correct or remove it") from None
         if not isinstance(resource, dict) or not isinstance(resource.get("resourceType"), str):
             raise blame(f"mappings file {place} is no FHIR resource: correct or remove it")
+        if is_view(resource):
+            resource["resourceType"] = "ViewDefinition"
         url = _own_url(resource)
         if not url:
             raise blame(f"mappings file {place} has no url: give it a canonical one")
@@ -207,6 +209,11 @@ def _read(folder: Path, blame: Callable[[str], CrmoFhirError]) -> dict[str, Reso
             raise blame(f"mappings files {places[url]} and {place} have the same url {url}: keep one")
         found[url], places[url] = resource, place
     return found
+
+
+def is_view(resource: Resource) -> bool:
+    """Whether a resource is a ViewDefinition; SQL on FHIR 2.0 names the type by the URL of its logical model."""
+    return str(resource.get("resourceType")).rpartition("/StructureDefinition/")[2] == "ViewDefinition"
 
 
 def _own_url(resource: Resource) -> str | None:

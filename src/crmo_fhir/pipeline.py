@@ -618,21 +618,19 @@ def view(
 
 def _definition(named: str, artifacts: "Artifacts") -> Mapping[str, Any]:
     """The ViewDefinition of this name in the mappings, else that of the file."""
+    from crmo_fhir.artifacts import is_view
+    from crmo_fhir.fhir import strict
+
     views = artifacts.views()
     if named in views:
         return views[named]
     if not Path(named).is_file():
         raise UsageError(f"{named}: no view of that name and no such file; views are {', '.join(views)}")
-    from crmo_fhir.fhir import strict
-
     try:
         definition = strict.parse(Path(named).read_bytes().removeprefix(BOM_UTF8))
     except ValueError as error:
         raise UsageError(f"{named}: {error}; correct it") from error
-    if not isinstance(definition, dict):
-        raise UsageError(f"{named}: is no ViewDefinition; give one")
-    # SQL on FHIR 2.0 names the type by the URL of its logical model, later versions by the plain word
-    if str(definition.get("resourceType", "ViewDefinition")).rpartition("/StructureDefinition/")[2] != "ViewDefinition":
+    if not isinstance(definition, dict) or ("resourceType" in definition and not is_view(definition)):
         raise UsageError(f"{named}: is no ViewDefinition; give one")
     return definition
 

@@ -137,6 +137,13 @@ def test_a_file_of_the_site_replaces_ours(tmp_path: Path) -> None:
     assert not Artifacts.load().value_set("crmo").contains(Coding(LOCAL, "K1"))
 
 
+def test_a_view_of_the_site_may_name_its_type_by_url(tmp_path: Path) -> None:
+    kind = "https://sql-on-fhir.org/ig/StructureDefinition/ViewDefinition"
+    view = {**Artifacts.load().view("patient"), "resourceType": kind, "description": "that of the site"}
+    (tmp_path / "patient.json").write_text(json.dumps(view))
+    assert Artifacts.load(tmp_path).view("patient") == {**view, "resourceType": "ViewDefinition"}
+
+
 def test_a_file_of_the_site_extends_ours(tmp_path: Path) -> None:
     include = {"system": LOCAL, "concept": [{"code": "K1"}]}
     write(tmp_path, "a.json", value_set("urn:site:crmo", include, extends=f"{BASE}/ValueSet/crmo"))
