@@ -90,6 +90,7 @@ def hold(study: Path, *, create: bool = False) -> Iterator[None]:
     What a killed run left half done is mended first, and nothing half-written stays when this one ends, however it ends.
     A study that this call made and into which nothing came is gone again afterwards.
     """
+    check_text(study)
     made = False
     if create:
         try:
@@ -124,6 +125,17 @@ def hold(study: Path, *, create: bool = False) -> Iterator[None]:
             (study / ".lock").unlink()
             study.rmdir()
         os.close(handle)
+
+
+def check_text(path: Path) -> None:
+    """Raise UsageError for a path whose bytes are no text here: no engine can be told it, and no manifest can hold it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+        raise UsageError(
+            f"{shown}: the path is no UTF-8 text in this locale; rename it, or set a UTF-8 locale"
+        ) from error
 
 
 def refuse_foreign(study: Path, request: Mapping[str, Any]) -> None:
@@ -707,6 +719,7 @@ def write_new(path: Path, content: bytes, study: Path) -> None:
     """Write a file for its owner alone and in one step. Raises UsageError where there is one, or where it may not stand."""
     if path.is_symlink() or path.exists():
         raise UsageError(f"{path}: is there already and is not written over; choose another name")
+    check_text(path)
     if not path.parent.is_dir():
         raise UsageError(f"{path.parent}: no such folder; make it, or choose another")
     place, own = path.parent.resolve(), study.resolve()

@@ -143,6 +143,8 @@ def extract(
     request = {"source": name, "group": how.group, "mappings": artifacts.digest, **_plain(parameters)}
     if not is_server and not Path(source).exists():
         raise UsageError(f"{source}: no such file or folder; name a FHIR base URL, a folder or a file")
+    if not is_server:
+        landing.check_text(Path(name))
     if not is_server and (how.group or how.updated_since):
         raise UsageError(f"{source}: --group and --updated-since are for a FHIR server; leave them out")
     if study.exists() and not (study / ".lock").exists():

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shutil
 
 import pytest
@@ -121,6 +122,15 @@ def test_a_broken_line_of_a_type_nobody_reads_does_not_matter(crmo, tmp_path):
     assert crmo("run", source, "-o", tmp_path / "study").code == 0
     (line,) = (tmp_path / "study" / "raw" / "quarantine.ndjson").read_text().splitlines()
     assert json.loads(line)["matters"] is False
+
+
+@pytest.mark.parametrize("which", ["source", "study"])
+def test_a_path_that_is_no_text_is_refused(crmo, tmp_path, which):
+    odd = os.fsdecode(b"b\xf8rn")
+    source = folder(tmp_path / (odd if which == "source" else "s"), PATIENT, CONDITION)
+    study = tmp_path / (odd if which == "study" else "study")
+    refused(crmo("extract", source, "-o", study), 2, "b\\xf8rn", "no UTF-8")
+    assert not study.exists()
 
 
 def test_a_window_that_ends_before_it_begins(crmo, tmp_path):

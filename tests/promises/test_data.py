@@ -200,6 +200,20 @@ def test_promise_47_one_person_counts_once(crmo, tmp_path, twin, served):
     assert {"p1", "p1b"} <= {json.loads(line)["id"] for line in raw(study)["Patient.ndjson"].splitlines()}
 
 
+def test_promise_47_an_identifier_of_a_merged_person_names_that_person(crmo, tmp_path):
+    number = {"system": "urn:mrn", "value": "7"}
+    one = patient("p1", identifier=[{**number, "value": " 7 "}])
+    twin = patient("p1b", identifier=[number], link=[{"type": "replaced-by", "other": {"reference": "Patient/p1"}}])
+    named = [
+        {**record, "subject": {"identifier": number}}
+        for record in (diagnosis("c1", "p1"), drug("m1", "p1"), effect("o1", "p1", "m1"))
+    ]
+    study = tmp_path / "study"
+    assert crmo("run", files(tmp_path / "s", one, twin, *named), "-o", study).code == 0
+    assert counted(study, "cohort")[1] == "1"
+    assert counted(study, "tnfi-clinical") == ("1", "1")
+
+
 @pytest.mark.parametrize(
     ("change", "cohort", "treated"),
     [

@@ -281,6 +281,65 @@ def test_an_error_page_in_the_place_of_data_is_seen(tmp_path: Path) -> None:
     assert "UTF-16" in pull_of(tmp_path).broken[-1].reason
 
 
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("readme.txt", "Exported by the hospital".encode("utf-16")),
+        ("list.csv", "a;b".encode("utf-16")),
+        ("index.html", b"<html><a href='http://hl7.org/fhir'>FHIR</a></html>"),
+    ],
+    ids=["UTF-16 text", "UTF-16 table", "a page about FHIR"],
+)
+def test_a_file_beside_the_data_is_no_fault_of_theirs(tmp_path: Path, name: str, data: bytes) -> None:
+    as_lines(tmp_path, COHORT)
+    (tmp_path / name).write_bytes(data)
+    pull = pull_of(tmp_path)
+    assert ids(pull) == KEPT
+    assert pull.broken == []
+
+
+def test_utf_16_without_a_telling_name_is_seen(tmp_path: Path) -> None:
+    as_lines(tmp_path, COHORT)
+    (tmp_path / "Condition").write_bytes(json.dumps(condition("c9", "Patient/p1")).encode("utf-16"))
+    assert [broken.file for broken in pull_of(tmp_path).broken] == ["Condition"]
+
+
+@pytest.mark.parametrize("form", ["deep Bundles", "Parameters", "Parameters with a Bundle"])
+def test_records_where_none_are_looked_for_are_not_lost_in_silence(tmp_path: Path, form: str) -> None:
+    as_lines(tmp_path, COHORT)
+    held: Resource = condition("c9", "Patient/other")
+    for _ in range({"deep Bundles": 6, "Parameters": 0}.get(form, 1)):
+        held = {"resourceType": "Bundle", "type": "collection", "entry": [{"resource": held}]}
+    if form.startswith("Parameters"):
+        held = {"resourceType": "Parameters", "parameter": [{"name": "resource", "resource": held}]}
+    (tmp_path / "held.json").write_text(json.dumps(held))
+    settings = {"resourceType": "Parameters", "parameter": [{"name": "_type", "valueString": "Patient"}]}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    assert [(broken.file, broken.matters) for broken in pull_of(tmp_path).broken] == [("held.json", True)]
+
+
+def test_a_search_without_its_next_page_is_told_of(tmp_path: Path) -> None:
+    def page(number: int, *, last: bool) -> Resource:
+        links = [{"relation": "self", "url": f"{BASE}?page={number}"}]
+        links += [] if last else [{"relation": "next", "url": f"{BASE}?page={number + 1}"}]
+        return {**bundle(COHORT[number::2], BASE), "type": "searchset", "link": links}
+
+    (tmp_path / "0.json").write_text(json.dumps(page(0, last=False)))
+    (tmp_path / "1.json").write_text(json.dumps(page(1, last=True)))
+    assert not any("next page" in warning for warning in pull_of(tmp_path).warnings)
+    (tmp_path / "1.json").write_text(json.dumps(page(1, last=False)))
+    assert any("next page of 1 searches" in warning for warning in pull_of(tmp_path).warnings)
+
+
+@pytest.mark.parametrize(("severity", "told"), [("fatal", True), ("error", True), ("warning", False)])
+def test_errors_that_an_export_tells_of_are_told_on(tmp_path: Path, severity: str, *, told: bool) -> None:
+    outcome = {"resourceType": "OperationOutcome", "issue": [{"severity": severity, "code": "exception"}]}
+    as_lines(tmp_path, [*COHORT, outcome])
+    pull = pull_of(tmp_path)
+    assert ids(pull) == KEPT
+    assert ("1 OperationOutcomes in the source tell of errors; it may be incomplete" in pull.warnings) is told
+
+
 def test_other_files_are_listed_and_not_read(tmp_path: Path) -> None:
     as_lines(tmp_path, COHORT)
     (tmp_path / "README.md").write_text("[a link](x)")
@@ -448,6 +507,16 @@ def test_what_was_deleted_is_gone(tmp_path: Path) -> None:
     assert ids(pull_of(tmp_path)) == [one for one in KEPT if one != "o1"]
 
 
+@pytest.mark.parametrize(("updated", "there"), [("2024-06-01T00:00:00Z", True), ("2019-06-01T00:00:00Z", False)])
+def test_what_was_made_again_after_a_deletion_stays(tmp_path: Path, updated: str, *, there: bool) -> None:
+    made = about("Observation", "o9", "Patient/p1", meta={"lastUpdated": updated})
+    as_lines(tmp_path, [*COHORT, made])
+    entry = {"request": {"method": "DELETE", "url": "Observation/o9"}}
+    deleted = {"resourceType": "Bundle", "type": "transaction", "meta": {"lastUpdated": "2020-04-27T02:56:00Z"}}
+    (tmp_path / "deleted.ndjson").write_bytes(ndjson([{**deleted, "entry": [entry]}]))
+    assert ("o9" in ids(pull_of(tmp_path))) is there
+
+
 def test_somebody_elses_record_is_not_fetched_by_a_reference(tmp_path: Path) -> None:
     as_lines(
         tmp_path,
@@ -509,6 +578,12 @@ ZIPPED = gzip.compress(ndjson(COHORT * 20))
 def test_sources_refused(tmp_path: Path, name: str, data: bytes, said: str) -> None:
     write(tmp_path, name, data)
     with pytest.raises(IncompleteError, match=said):
+        pull_of(tmp_path)
+
+
+def test_a_source_of_links_alone(tmp_path: Path) -> None:
+    (tmp_path / "Patient.ndjson").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(IncompleteError, match="not followed"):
         pull_of(tmp_path)
 
 

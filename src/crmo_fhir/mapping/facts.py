@@ -229,6 +229,7 @@ def read_facts(
     facts: dict[str, list[Row]] = {table.name: [] for table in FACTS}
     facts["patient"] = list(_patients(reader, base_views["patient"]))
     facts["patient_link"] = list(_patient_links(reader, facts["patient"]))
+    reader.identifiers = _identifiers(reader, facts["patient_link"])
     encounters = _encounters(reader, base_views["encounter"])
     facts["condition"], condition_sites = _conditions(reader, base_views["condition"], encounters)
     diseases: dict[str, set[str]] = defaultdict(set)
@@ -254,14 +255,30 @@ def read_facts(
     return {table.name: table.frame(facts[table.name]) for table in FACTS}, dict(type_counts)
 
 
-def _identifiers(reader: _Reader) -> dict[Identifier, Key]:
-    """Business identifiers that name exactly one landed Patient (for references that hold an identifier only)."""
+def _identifiers(reader: _Reader, links: Iterable[Row] = ()) -> dict[Identifier, Key]:
+    """Business identifiers that name exactly one person (for references that hold an identifier only).
+
+    Several landed Patients are one person where `links` join them; which of its records is named makes no difference then.
+    """
     key_of = {name: key for key, name in reader.known.items()}
+    persons: dict[str, set[str]] = {}
+    for link in links:
+        joined = set[str]().union(*(persons.get(name, {name}) for name in (link["patient"], link["other"])))
+        persons |= dict.fromkeys(joined, joined)
+    return {
+        identifier: key_of[first]
+        for identifier, names in _holders(reader.rows("patient_identifier")).items()
+        if names <= persons.get(first := min(names), {first})
+    }
+
+
+def _holders(rows: Iterable[Row]) -> dict[Identifier, set[str]]:
+    """The Patients that have each business identifier."""
     holders: dict[Identifier, set[str]] = defaultdict(set)
-    for row in reader.rows("patient_identifier"):
-        if row["system"] and row["value"]:
-            holders[row["system"], row["value"]].add(row["key"])
-    return {identifier: key_of[min(names)] for identifier, names in holders.items() if len(names) == 1}
+    for row in rows:
+        if (system := (row["system"] or "").strip()) and (value := (row["value"] or "").strip()):
+            holders[system, value].add(row["key"])
+    return holders
 
 
 def _patients(reader: _Reader, rows: Iterable[Row]) -> Iterator[Row]:
@@ -281,11 +298,8 @@ def _patient_links(reader: _Reader, patients: list[Row]) -> Iterator[Row]:
         if row["type"] in {"replaced-by", "replaces"} and (other := reader.reference(row, row["other"], "link")):
             yield {"patient": row["key"], "other": other, "type": row["type"]}
     described = {p["patient"]: (p["birth_low"], p["birth_high"], p["sex"]) for p in patients}
-    holders: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for row in reader.rows("patient_identifier"):
-        if row["system"] and row["value"] and row["use"] not in {"temp", "old"}:
-            holders[row["system"], row["value"]].add(row["key"])
-    for keys in holders.values():
+    lasting = [row for row in reader.rows("patient_identifier") if row["use"] not in {"temp", "old"}]
+    for keys in _holders(lasting).values():
         first, *rest = sorted(keys)
         for other in rest:
             if described[first] == described[other]:

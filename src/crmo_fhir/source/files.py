@@ -29,6 +29,7 @@ from crmo_fhir.engine import open_duckdb
 from crmo_fhir.errors import IncompleteError
 from crmo_fhir.fhir import references, strict
 from crmo_fhir.fhir.codings import CodeSet, is_subsetted
+from crmo_fhir.fhir.outcomes import issue_codes
 from crmo_fhir.fhir.references import Identifier, Key
 from crmo_fhir.model.records import READ_TYPES, Broken, LedgerRow, Pull, Record
 from crmo_fhir.source import selection
@@ -90,6 +91,9 @@ class _Found:
     has_base: bool = False
     relative: bool = False
     absolute: set[str] = field(default_factory=set)
+    pages: set[str] = field(default_factory=set)
+    next_pages: set[str] = field(default_factory=set)
+    failures: int = 0
     subsetted: int = 0
     patients: set[int] = field(default_factory=set)
     own_base: str | None = None
@@ -359,19 +363,23 @@ def _check(file: File, found: _Found, crmo: CodeSet, text: CodeSet, picked: Mapp
     types = found.types.setdefault(file.name, Counter())
     base = found.base_of(file)
     for piece in take_apart(file, found.broken, picked):
-        if piece.raw is None:
+        if piece.deleted:
             _note_deletion(piece, found, base)
+        if piece.raw is None:
+            found.pages.add(piece.page)
+            found.next_pages.add(piece.next_page)
             continue
         try:
             kind, resource = read_piece(piece, file.name)
             found.met.add(kind)
             if kind not in READ_TYPES:
                 types[kind] += 1
+                found.failures += bool(issue_codes(resource))
                 continue
             identity, assigned = identify(kind, resource, piece)
         except ValueError as error:
             first = first_type(piece.raw)
-            matters = first is None or first in READ_TYPES or first == "Bundle"
+            matters = first is None or first in (*READ_TYPES, "Bundle", "Parameters")
             found.broken.append(Broken(file.name, piece.place, str(error), readable(piece.raw), matters))
             found.skipped.add((file.name, piece.place))
             continue
@@ -451,6 +459,10 @@ def _settle_base(found: _Found, pull: Pull) -> None:
     pull.fhir_versions = sorted(found.versions)
     if found.subsetted:
         pull.warnings.append(f"{found.subsetted} resources say that they are only a part of themselves (SUBSETTED)")
+    if found.failures:
+        pull.warnings.append(f"{found.failures} OperationOutcomes in the source tell of errors; it may be incomplete")
+    if missing := len(found.next_pages - found.pages - {""}):
+        pull.warnings.append(f"the next page of {missing} searches is not in the source; it may be incomplete")
     if not found.has_base and not found.relative and len(found.absolute) == 1:
         found.own_base = next(iter(found.absolute))
         pull.warnings.append(f"no resource names its base; every reference is on {found.own_base}, which was taken")

@@ -21,20 +21,21 @@ import msgspec
 
 from crmo_fhir.errors import IncompleteError, UsageError
 from crmo_fhir.fhir import references, strict
-from crmo_fhir.model.records import Broken, SourceFile
+from crmo_fhir.model.records import READ_TYPES, Broken, SourceFile
 from crmo_fhir.source import selection
 
 MAX_DOCUMENT = 128 * 1024 * 1024
 """So many bytes one line or document may have."""
 _MAX_NESTING = 4
 _BOM = b"\xef\xbb\xbf"
-_WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")
+_WIDE_BOMS = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
 _GZIP = b"\x1f\x8b"
 _PACKED = (b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf")
 _SNIFFED = 65536
 _BLOCK = 1024 * 1024
 _JSON_NAME = re.compile(r"\.(json|ndjson|jsonl)(\.gz)?$", re.IGNORECASE)
 _LINES_NAME = re.compile(r"\.(ndjson|jsonl)(\.gz)?$", re.IGNORECASE)
+_XML = re.compile(rb"""xmlns(:\w+)?\s*=\s*["']http://hl7\.org/fhir["']""")
 _FIRST_TYPE = re.compile(rb'\A\s*\{\s*"resourceType"\s*:\s*"([A-Za-z]{1,64})"')
 _EXPORT = re.compile(r"(https?://\S+?)(?:/(?:Patient|Group/[^/?]+))?/\$export(?:\?|$)")
 OLD_TYPES = {
@@ -128,6 +129,7 @@ class Source:
 class Piece:
     """The text of one resource and where it stood (`raw` is None for a deletion, then `deleted` is its URL).
 
+    `raw` is None too for a page of a search: then `page` is its URL, and `next_page` that of the one after it.
     `marked`: its line begins with a byte order mark, as where files were put together.
     """
 
@@ -138,6 +140,8 @@ class Piece:
     full_url: str | None = None
     deleted: str = ""
     deleted_at: str = ""
+    page: str = ""
+    next_page: str = ""
     marked: bool = False
 
 
@@ -156,6 +160,8 @@ def look_over(path: Path) -> Source:
     source = Source(listed)
     if links:
         source.warnings.append(f"{links} symbolic links in the source were not followed")
+    if not listed and links:
+        raise IncompleteError(f"the folder {path} holds symbolic links alone, which are not followed; give the files")
     if not listed:
         raise IncompleteError(f"the folder {path} is empty: nothing to read")
     for file_path, name in listed:
@@ -191,9 +197,18 @@ def _list(path: Path) -> tuple[list[tuple[Path, str]], int]:
 
 
 def _shown(name: str) -> str:
-    """A file's name fit for messages and UTF-8: control characters and undecodable bytes are escaped."""
-    name = name.encode("utf-8", "backslashreplace").decode("utf-8")
+    """A file's name fit for messages, read as UTF-8 in every locale: control characters and other bytes are escaped."""
+    name = os.fsencode(name).decode("utf-8", "backslashreplace")
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in name)
+
+
+def is_utf8(path: Path) -> bool:
+    """Whether an engine can be told a path: the names of files are bytes, which need not be text."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -216,11 +231,11 @@ def _look_at(path: Path, name: str, source: Source) -> None:
         raise IncompleteError(f"{name} cannot be read; check its permissions") from error
     start = head.removeprefix(_BOM).lstrip()
     read = _is_json(name, start)
-    if start.startswith(b"<") and b"http://hl7.org/fhir" in start:
+    if start.startswith(b"<") and _XML.search(start):
         raise IncompleteError(f"{name}: FHIR XML is not read; export FHIR JSON or NDJSON")
     stamp, marked = (status.st_size, status.st_mtime_ns), head.startswith(_BOM)
     file = File(path, name, stamp, lines=False, packed=packed, marked=marked)
-    if head.startswith(_WIDE_BOMS):
+    if _is_wide_json(name, head):
         source.broken.append(Broken(name, "line 1", "it is UTF-16; FHIR JSON is UTF-8", ""))
         read = False
     elif read and start:
@@ -244,6 +259,14 @@ def _is_json(name: str, start: bytes) -> bool:
     if _JSON_NAME.search(name):
         return True
     return start[:1] in (b"{", b"[") and b'"resourceType"' in start
+
+
+def _is_wide_json(name: str, head: bytes) -> bool:
+    """Whether a file is JSON in UTF-16; a text file of Windows beside the data is none."""
+    encoding = _WIDE_BOMS.get(head[:2])
+    return encoding is not None and _is_json(
+        name, head[2:].decode(encoding, "replace").lstrip().encode("utf-8", "replace")
+    )
 
 
 def _document_kind(path: Path, name: str, start: bytes) -> str:
@@ -411,16 +434,24 @@ def _unfold(piece: Piece, broken: list[Broken] | None, file: File, depth: int = 
                 place = f"{outer}entry {index}"
                 yield from _unfold(Piece(element, place, f"{prefix}{index}", piece.document), broken, file, depth + 1)
             return
-        if depth > _MAX_NESTING or not _is_bundle(raw):
+        if not _is_bundle(raw):
             yield piece
             return
-        _, entries = strict.bundle(raw)
+        if depth > _MAX_NESTING:
+            if broken is not None:
+                broken.append(Broken(file.name, piece.place, "Bundles stand in each other too deeply", readable(raw)))
+            return
+        members, entries = strict.bundle(raw)
     except (ValueError, RecursionError) as error:
         if broken is not None:
             reason = str(error) if isinstance(error, ValueError) else "the JSON is nested too deeply"
             broken.append(Broken(file.name, piece.place, reason, readable(raw)))
         return
     document = f"{piece.document}#{piece.place}"
+    page, next_page = _link(members, "self"), _link(members, "next")
+    if page or next_page:
+        yield Piece(None, piece.place, piece.origin, document, page=page, next_page=next_page)
+    made = _last_updated(members)  # of a bulk export's deletions only their Bundle says when they were
     for index, entry in enumerate(entries, 1):
         place, origin = f"{outer}entry {index}", f"{prefix}{index}"
         full_url = entry.head.get("fullUrl")
@@ -431,7 +462,7 @@ def _unfold(piece: Piece, broken: list[Broken] | None, file: File, depth: int = 
         request, response = entry.head.get("request"), entry.head.get("response")
         if isinstance(request, dict) and request.get("method") == "DELETE":
             at = response.get("lastModified") if isinstance(response, dict) else None
-            at = at if isinstance(at, str) else ""
+            at = at if isinstance(at, str) else made
             yield Piece(None, place, origin, document, full_url, str(request.get("url") or full_url or ""), at)
         elif response is None and broken is not None:
             broken.append(Broken(file.name, place, "the entry has no resource", ""))
@@ -446,6 +477,19 @@ def _is_bundle(raw: bytes) -> bool:
         return bytes(msgspec.json.decode(raw, type=dict[str, msgspec.Raw]).get("resourceType", b"")) == b'"Bundle"'
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return re.search(rb'"resourceType"\s*:\s*"Bundle"', raw) is not None
+
+
+def _link(members: Mapping[str, Any], relation: str) -> str:
+    """The URL that a Bundle gives of this page of a search (`self`), or of another (`next`); empty where it gives none."""
+    links = members.get("link")
+    found = (one for one in (links if isinstance(links, list) else ()) if isinstance(one, dict))
+    return next((str(one.get("url")) for one in found if one.get("relation") == relation), "")
+
+
+def _last_updated(members: Mapping[str, Any]) -> str:
+    meta = members.get("meta")
+    when = meta.get("lastUpdated") if isinstance(meta, dict) else None
+    return when if isinstance(when, str) else ""
 
 
 def readable(raw: bytes) -> str:
@@ -470,6 +514,8 @@ def read_piece(piece: Piece, name: str) -> tuple[str, dict[str, Any]]:
     assert piece.raw is not None
     resource = strict.parse(piece.raw)
     kind = _type_of(resource)
+    if kind == "Parameters" and _holds_records(resource):
+        raise ValueError("the records in Parameters are not read; give them as a Bundle or as NDJSON")
     _refuse_old(kind, resource, name, piece.place)
     return kind, resource
 
@@ -481,6 +527,13 @@ def _type_of(resource: object) -> str:
     if not isinstance(kind, str) or not re.fullmatch(r"[A-Za-z]{1,64}", kind):
         raise ValueError("it has no resourceType, so it is no FHIR resource")
     return kind
+
+
+def _holds_records(parameters: Mapping[str, Any]) -> bool:
+    """Whether Parameters hold what a study reads, as those of a measure's data do."""
+    listed = parameters.get("parameter")
+    held = [one.get("resource") for one in (listed if isinstance(listed, list) else ()) if isinstance(one, dict)]
+    return any(isinstance(one, dict) and one.get("resourceType") in (*READ_TYPES, "Bundle") for one in held)
 
 
 def _refuse_old(kind: str, resource: dict[str, Any], name: str, place: str) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 from crmo_fhir.engine import DuckDB, literal
 from crmo_fhir.fhir import strict
 from crmo_fhir.model.records import READ_TYPES
-from crmo_fhir.source.pieces import OLD_MEMBERS, OLD_TYPES, R4_MEMBERS, R5_MEMBERS, File
+from crmo_fhir.source.pieces import OLD_MEMBERS, OLD_TYPES, R4_MEMBERS, R5_MEMBERS, File, is_utf8
 
 _SIMPLE_ID = r'"[A-Za-z0-9.\-]{1,64}"'
 _SIMPLE_REFERENCE = r'"Patient/[A-Za-z0-9.\-]{1,64}"'
@@ -99,7 +99,7 @@ class Survey:
         `kind` is the type that all of their lines seem to have, if there is one: then less has to be read of each, and all
         of it only where that turns out to be wrong.
         """
-        names = [name for name, path in paths.items() if _is_text(str(path))]
+        names = [name for name, path in paths.items() if is_utf8(path)]
         for kinds in ([(kind,)] if kind else []) + [READ_TYPES]:
             if names and self._read(names, [paths[name] for name in names], kinds, packed=packed):
                 return names
@@ -133,7 +133,9 @@ class Survey:
         if len(kinds) == 1:
             another = f"kind <> '\"{kinds[0]}\"'" if kinds[0] in READ_TYPES else "kind IS NOT NULL"
             seen = f"CASE WHEN {another} THEN error('another type') ELSE kind END"
-        apart = " ".join(f"WHEN '\"{kind}\"' THEN true" for kind in ("Bundle", *OLD_TYPES))
+        apart = " ".join(
+            f"WHEN '\"{kind}\"' THEN true" for kind in ("Bundle", "Parameters", "OperationOutcome", *OLD_TYPES)
+        )
         simple = f"regexp_full_match(whose.reference, {literal(_SIMPLE_REFERENCE)})"
         suspect = f"""CASE WHEN kind IS NULL
                 THEN NOT coalesce(regexp_full_match(other, '"[A-Za-z]{{1,64}}"'), false)
@@ -374,15 +376,6 @@ def is_simple_id(one: str) -> bool:
 def is_simple(reference: str) -> bool:
     """Whether a reference is one of those that are compared by hash alone."""
     return re.fullmatch(_SIMPLE_REFERENCE.strip('"'), reference) is not None
-
-
-def _is_text(path: str) -> bool:
-    """Whether a path can be named to the engine."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _reference(reference: str | None, identifier: str | None) -> dict[str, Any] | None:

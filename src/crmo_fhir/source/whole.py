@@ -24,6 +24,7 @@ from crmo_fhir.source.pieces import (
     base_of,
     first_type,
     identify,
+    is_utf8,
     look_over,
     read_piece,
     read_to_end,
@@ -155,7 +156,7 @@ class _Wanted:
 
 def _is_plain(file: File) -> bool:
     """Whether an engine can read a file where it stands: it takes it for what its name says, and nothing before the JSON."""
-    return file.lines and not file.marked and file.packed == (file.path.suffix == ".gz")
+    return file.lines and not file.marked and file.packed == (file.path.suffix == ".gz") and is_utf8(file.path)
 
 
 def _gather_from(file: File, base: str | None, wanted: _Wanted, gathered: Gathered, spool: _Spool) -> None:
