@@ -719,7 +719,6 @@ def write_new(path: Path, content: bytes, study: Path) -> None:
     """Write a file for its owner alone and in one step. Raises UsageError where there is one, or where it may not stand."""
     if path.is_symlink() or path.exists():
         raise UsageError(f"{path}: is there already and is not written over; choose another name")
-    check_text(path)
     if not path.parent.is_dir():
         raise UsageError(f"{path.parent}: no such folder; make it, or choose another")
     place, own = path.parent.resolve(), study.resolve()
@@ -730,6 +729,7 @@ def write_new(path: Path, content: bytes, study: Path) -> None:
 
 def check_table(path: Path) -> None:
     """Raise UsageError where a table cannot stand: in no folder, in place of a folder, or among the files of a study."""
+    check_text(path)
     if not path.parent.is_dir():
         raise UsageError(f"{path.parent}: no such folder; make it, or choose another")
     if path.is_dir() or path.is_symlink():

@@ -191,7 +191,8 @@ def _select(
     from crmo_fhir.source.files import select_candidates
 
     crmo, text = artifacts.value_set("crmo"), artifacts.value_set("crmo-text")
-    return select_candidates(folder, crmo, text, base=base, memory=memory, spill=landing.spill_folder(study))
+    spill = landing.spill_folder(study)
+    return select_candidates(folder, crmo, text, base=base, memory=memory, spill=spill, apart=study)
 
 
 @dataclass(frozen=True, slots=True)

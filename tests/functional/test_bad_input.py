@@ -133,6 +133,14 @@ def test_a_path_that_is_no_text_is_refused(crmo, tmp_path, which):
     assert not study.exists()
 
 
+def test_a_study_in_its_own_source_is_no_part_of_it(crmo, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder(tmp_path / "s", PATIENT, CONDITION, STATEMENT))
+    assert crmo("run", ".", "-o", "study").code == 0
+    before = {path: path.read_bytes() for path in sorted((tmp_path / "s" / "study").rglob("*.*")) if path.is_file()}
+    assert crmo("run", ".", "-o", "study").code == 0
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_a_window_that_ends_before_it_begins(crmo, tmp_path):
     refused(crmo("run", DEMONSTRATION, "--since", "2012", "--until", "2002", "-o", tmp_path / "s"), 2, "--until")
     assert not (tmp_path / "s").exists()

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -97,6 +98,19 @@ def test_a_folder_in_any_mix_gives_a_table(crmo, trial, mixed, tmp_path):
     assert out.read_text(encoding="utf-8") == HEADER + "".join(f"{row}\n" for row in ROWS)
     assert sorted(tmp_path.rglob("*")) == sorted([*before, out])
     assert out.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_file_whose_name_is_no_text_is_read_and_a_place_that_is_none_is_refused(crmo, trial, tmp_path):
+    odd = tmp_path / os.fsdecode(b"b\xf8rn")
+    odd.mkdir()
+    for place in (odd, tmp_path / "source"):
+        place.mkdir(exist_ok=True)
+        (place / os.fsdecode(b"b\xf8rn.ndjson")).write_text(lines(patient("a")), encoding="utf-8")
+        assert crmo("view", trial, place, "-o", tmp_path / "out.csv").code == 0
+        assert [row["key"] for row in table(tmp_path / "out.csv")] == ["Patient/a"]
+    ran = crmo("view", trial, odd, "-o", odd / "out.csv")
+    assert ran.code == 2
+    assert "no UTF-8 text" in ran.err
 
 
 def test_bundles_of_two_servers_keep_their_bases_and_their_order(crmo, tmp_path):

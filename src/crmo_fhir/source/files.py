@@ -136,15 +136,16 @@ def select_candidates(
     base: str | None = None,
     memory: str | None = None,
     spill: Path | None = None,
+    apart: Path | None = None,
 ) -> Pull:
     """Read a folder or file and keep the candidates' records; `base` is the service base they come from, where it is known.
 
-    `memory` bounds the engine, `spill` is a folder that it may make and use meanwhile.
+    `memory` bounds the engine, `spill` is a folder that it may make and use meanwhile; `apart` is one that is not read.
     Raises UsageError for a path that is not there; IncompleteError where nothing is FHIR, Patient or Condition is absent
     altogether, a gzip file is cut or damaged, a line is over the limit, or the data are XML, DSTU2 or STU3. What cannot
     be read as a resource is in `Pull.broken`, with file and place.
     """
-    source = look_over(path)
+    source = look_over(path, apart)
     with ExitStack() as ends:
         lines = [file for file in source.files if file.lines]
         survey = None

@@ -148,15 +148,16 @@ class Piece:
 # ---------------------------------------------------------------------------------------------- the files of a source
 
 
-def look_over(path: Path) -> Source:
+def look_over(path: Path, apart: Path | None = None) -> Source:
     """Find the regular files below a path (hidden ones and links are left out), and look at each.
 
+    `apart` is a folder below it that is no part of the source, such as the study that is made of it.
     Raises UsageError for a path that is not there; IncompleteError where there is no file, one cannot be read, a gzip file
     is cut or damaged, or the data are XML or a pull that is not complete.
     """
     if not path.exists():
         raise UsageError(f"there is no file or folder {path}")
-    listed, links = _list(path)
+    listed, links = _list(path, apart)
     source = Source(listed)
     if links:
         source.warnings.append(f"{links} symbolic links in the source were not followed")
@@ -169,20 +170,25 @@ def look_over(path: Path) -> Source:
     return source
 
 
-def _list(path: Path) -> tuple[list[tuple[Path, str]], int]:
+def _list(path: Path, apart: Path | None) -> tuple[list[tuple[Path, str]], int]:
     """The files with their names in the source, and how many links there are."""
     if not path.is_dir():
         if not path.is_file():
             raise UsageError(f"{path} is neither a file nor a folder")
         return [(path, _shown(path.name))], 0
     listed, links = [], 0
+    own = apart.resolve() if apart is not None else None
 
     def refuse(error: OSError) -> None:
         raise IncompleteError(f"{_shown(str(error.filename))} cannot be read; check its permissions") from error
 
     for folder, folders, names in os.walk(path, onerror=refuse, followlinks=False):
         folders[:] = sorted(
-            name for name in folders if not name.startswith(".") and name not in ("__MACOSX", "lost+found")
+            name
+            for name in folders
+            if not name.startswith(".")
+            and name not in ("__MACOSX", "lost+found")
+            and not (own is not None and name == own.name and Path(folder, name).resolve() == own)
         )
         links += sum(Path(folder, name).is_symlink() for name in folders)
         for name in sorted(names):
