@@ -12,7 +12,7 @@ import pytest
 from crmo_fhir.artifacts import Artifacts
 from crmo_fhir.errors import IncompleteError, UsageError
 from crmo_fhir.model.records import READ_TYPES, Pull
-from crmo_fhir.source import pieces
+from crmo_fhir.source import files, pieces
 from crmo_fhir.source.files import select_candidates
 
 Resource = dict[str, Any]
@@ -579,6 +579,21 @@ def test_sources_refused(tmp_path: Path, name: str, data: bytes, said: str) -> N
     write(tmp_path, name, data)
     with pytest.raises(IncompleteError, match=said):
         pull_of(tmp_path)
+
+
+def test_a_file_that_comes_while_the_source_is_read_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_lines(tmp_path, COHORT)
+    keep = files._keep
+
+    def meanwhile(*arguments: Any) -> Any:
+        (tmp_path / "late.ndjson").write_bytes(ndjson([patient("p9"), condition("c9", "Patient/p9")]))
+        return keep(*arguments)
+
+    monkeypatch.setattr(files, "_keep", meanwhile)
+    with pytest.raises(IncompleteError, match="came or went"):
+        pull_of(tmp_path)
+    monkeypatch.undo()
+    assert "c9" in ids(pull_of(tmp_path))
 
 
 def test_a_source_of_links_alone(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ from crmo_fhir.source.pieces import (
     read_piece,
     readable,
     refuse_changed,
+    refuse_other_files,
     take_apart,
 )
 from crmo_fhir.source.selection import HYDRATED, Person
@@ -165,6 +166,7 @@ def select_candidates(
         pull.files.sort(key=lambda file: file.name)
         for file in source.files:
             refuse_changed(file)
+        refuse_other_files(path, source, apart)
     return pull
 
 

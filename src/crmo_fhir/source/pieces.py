@@ -406,6 +406,12 @@ def refuse_changed(file: File) -> None:
         raise IncompleteError(f"{file.name} changed while it was read; run again when the source is at rest")
 
 
+def refuse_other_files(path: Path, source: Source, apart: Path | None = None) -> None:
+    """Raise IncompleteError if other files stand below a path than at the first look: it may still be filled."""
+    if names := {name for _, name in source.listed} ^ {name for _, name in _list(path, apart)[0]}:
+        raise IncompleteError(f"{min(names)} came or went while {path} was read; run again when the source is at rest")
+
+
 def take_apart(
     file: File, broken: list[Broken] | None = None, picked: Mapping[int, bytes] | None = None
 ) -> Iterator[Piece]:
