@@ -327,7 +327,7 @@ def test_promise_30_a_busy_server_spends_the_retry_budget_and_no_more(fetch, ser
     fetch.budget = 10
     exported.kick_off_polls = [failing(503) for _ in range(99)]
     fetch.loud(server, NetworkError, "503", "$export")
-    assert sum(fetch.waits) <= 10
+    assert sum(fetch.waits) <= 10.0001  # a sum of floats
 
 
 @pytest.mark.parametrize("group", ["group:", "group:../1", "group:..", "group:a b", "Group/1", ""])

@@ -596,6 +596,19 @@ def test_a_file_that_comes_while_the_source_is_read_is_seen(tmp_path: Path, monk
     assert "c9" in ids(pull_of(tmp_path))
 
 
+def test_a_file_that_goes_while_the_source_is_read_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_lines(tmp_path, COHORT)
+    report = files._report
+
+    def meanwhile(*arguments: Any) -> None:
+        report(*arguments)
+        (tmp_path / "all.ndjson").unlink()
+
+    monkeypatch.setattr(files, "_report", meanwhile)
+    with pytest.raises(IncompleteError, match="changed while it was read"):
+        pull_of(tmp_path)
+
+
 def test_a_source_of_links_alone(tmp_path: Path) -> None:
     (tmp_path / "Patient.ndjson").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(IncompleteError, match="not followed"):

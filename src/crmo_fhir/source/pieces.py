@@ -401,8 +401,12 @@ def _long_line(begun: bytes, stream: IO[bytes], where: str) -> bytes:
 
 def refuse_changed(file: File) -> None:
     """Raise IncompleteError if a file is no longer what it was at the first look."""
-    status = file.path.stat()
-    if (status.st_size, status.st_mtime_ns) != file.stamp:
+    try:
+        status = file.path.stat()
+        now = (status.st_size, status.st_mtime_ns)
+    except OSError:
+        now = None
+    if now != file.stamp:
         raise IncompleteError(f"{file.name} changed while it was read; run again when the source is at rest")
 
 
