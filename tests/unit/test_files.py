@@ -609,6 +609,20 @@ def test_a_file_that_goes_while_the_source_is_read_is_seen(tmp_path: Path, monke
         pull_of(tmp_path)
 
 
+def test_a_file_that_goes_before_it_is_read_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_lines(tmp_path, COHORT)
+    look_over = files.look_over
+
+    def and_gone(*arguments: Any) -> pieces.Source:
+        source = look_over(*arguments)
+        (tmp_path / "all.ndjson").unlink()
+        return source
+
+    monkeypatch.setattr(files, "look_over", and_gone)
+    with pytest.raises(IncompleteError, match="ndjson changed while it was read"):
+        pull_of(tmp_path)
+
+
 def test_a_source_of_links_alone(tmp_path: Path) -> None:
     (tmp_path / "Patient.ndjson").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(IncompleteError, match="not followed"):

@@ -234,7 +234,7 @@ def _look_at(path: Path, name: str, source: Source) -> None:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise IncompleteError(f"{name}: the gzip file is cut off or damaged; fetch it again") from error
     except OSError as error:
-        raise IncompleteError(f"{name} cannot be read; check its permissions") from error
+        raise _unopened(name, error) from error
     start = head.removeprefix(_BOM).lstrip()
     read = _is_json(name, start)
     if start.startswith(b"<") and _XML.search(start):
@@ -357,7 +357,7 @@ class guarded:  # noqa: N801
         try:
             self._stream = _open(self._path) if self._packed else self._path.open("rb")
         except OSError as error:
-            raise IncompleteError(f"{self._name} cannot be read; check its permissions") from error
+            raise _unopened(self._name, error) from error
         return self._stream
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -407,7 +407,18 @@ def refuse_changed(file: File) -> None:
     except OSError:
         now = None
     if now != file.stamp:
-        raise IncompleteError(f"{file.name} changed while it was read; run again when the source is at rest")
+        raise _changed(file.name)
+
+
+def _changed(name: str) -> IncompleteError:
+    return IncompleteError(f"{name} changed while it was read; run again when the source is at rest")
+
+
+def _unopened(name: str, error: OSError) -> IncompleteError:
+    """What it means that a listed file cannot be opened."""
+    if isinstance(error, FileNotFoundError):
+        return _changed(name)
+    return IncompleteError(f"{name} cannot be read; check its permissions")
 
 
 def refuse_other_files(path: Path, source: Source, apart: Path | None = None) -> None:
