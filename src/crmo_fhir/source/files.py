@@ -63,6 +63,7 @@ MOST_READERS = 8
 TOGETHER = 64 * 1024 * 1024
 """Bytes of files that are surveyed together, if they are so small: a statement takes as long to prepare as some MB to read."""
 MOST_TOGETHER = 200
+"""Nor more files than this: where the engine cannot read one of them, the others are read again."""
 _BLOCK = 1024 * 1024
 _LINE_FEED = 10
 
@@ -207,7 +208,8 @@ def _read_through(
     for threads in (surveyor, readers):
         ends.callback(threads.shutdown, wait=True, cancel_futures=True)
     ends.callback(ended.set)
-    # All cores work on a long file, one on a short one, the others meanwhile on what is read; so the long ones come last there.
+    # All cores survey a long file; while one core surveys a short one, the others hash. So what is surveyed goes from short to
+    # long, what is hashed from long to short, and no core is idle before the end.
     sizes = {file.name: file.size for file in source.seen}
     listed = sorted(source.listed, key=lambda one: sizes[one[1]], reverse=True)
     surveyed, of_lines = [], {}
