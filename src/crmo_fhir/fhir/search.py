@@ -135,7 +135,7 @@ def _pages(
         where = f"{client.host}, {type_name} search, page {account.pages}"
         account.framed = account.framed and answer.framed
         page, matches = _page(client, answer, type_name, account, where)
-        links = _links(page)
+        links = strict.links(page)
         if account.pages == 1:
             account.self_link = links.get("self", "")
             _check_self_link(account.self_link, params, where)
@@ -256,15 +256,6 @@ def _next(client: FhirClient, page_url: str, link: str, where: str) -> str:
 def _total(page: Mapping[str, Any]) -> int | None:
     total = page.get("total")
     return total if isinstance(total, int) and not isinstance(total, bool) else None
-
-
-def _links(page: Mapping[str, Any]) -> dict[str, str]:
-    links = page.get("link")
-    return {
-        link["relation"]: link["url"]
-        for link in (links if isinstance(links, list) else [])
-        if isinstance(link, dict) and isinstance(link.get("relation"), str) and isinstance(link.get("url"), str)
-    }
 
 
 def _check_self_link(self_link: str, params: Sequence[tuple[str, str]], where: str) -> None:

@@ -7,6 +7,7 @@ FHIR R4 (datatypes, decimal) says that the precision of a number SHALL be kept.
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -194,3 +195,13 @@ def bundle(raw: bytes) -> tuple[dict[str, Any], list[Entry]]:
     if len(heads) != len(pieces) or not all(isinstance(head, dict) for head in heads):
         raise ValueError("its entries cannot be read")
     return members, [Entry(head, piece) for head, piece in zip(heads, pieces, strict=True)]
+
+
+def links(members: Mapping[str, Any]) -> dict[str, str]:
+    """The links among a Bundle's members: {relation, such as `self` or `next`: URL}."""
+    listed = members.get("link")
+    return {
+        link["relation"]: link["url"]
+        for link in (listed if isinstance(listed, list) else [])
+        if isinstance(link, dict) and isinstance(link.get("relation"), str) and isinstance(link.get("url"), str)
+    }

@@ -475,8 +475,8 @@ def _unfold(piece: Piece, broken: list[Broken] | None, file: File, depth: int = 
             broken.append(Broken(file.name, piece.place, reason, readable(raw)))
         return
     document = f"{piece.document}#{piece.place}"
-    page, next_page = _link(members, "self"), _link(members, "next")
-    if page or next_page:
+    if links := strict.links(members):
+        page, next_page = links.get("self", ""), links.get("next", "")
         yield Piece(None, piece.place, piece.origin, document, page=page, next_page=next_page)
     made = _last_updated(members)  # of a bulk export's deletions only their Bundle says when they were
     for index, entry in enumerate(entries, 1):
@@ -504,13 +504,6 @@ def _is_bundle(raw: bytes) -> bool:
         return bytes(msgspec.json.decode(raw, type=dict[str, msgspec.Raw]).get("resourceType", b"")) == b'"Bundle"'
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return re.search(rb'"resourceType"\s*:\s*"Bundle"', raw) is not None
-
-
-def _link(members: Mapping[str, Any], relation: str) -> str:
-    """The URL that a Bundle gives of this page of a search (`self`), or of another (`next`); empty where it gives none."""
-    links = members.get("link")
-    found = (one for one in (links if isinstance(links, list) else ()) if isinstance(one, dict))
-    return next((str(one.get("url")) for one in found if one.get("relation") == relation), "")
 
 
 def _last_updated(members: Mapping[str, Any]) -> str:
